@@ -1,0 +1,158 @@
+"""How a rule meets tensors: tile by tile where it may, on the whole tensor or the whole adapter where it
+must.
+
+Here a rule's plain composition of stages is run. Fused kernels (floor 2) will come in at `_merge_source`, for
+the chains that they serve and where `Context.kernel` allows them, with the plain composition as their oracle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedmerge.adapters.adapter import rounded, working_dtype
+from fedmerge.adapters.context import Context
+from fedmerge.errors import RuleError
+from fedmerge.rules import Chain, KeepLargest, Rule
+from fedmerge.rules.stack import Stack
+
+TILE_VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Values of all clients in one tile: 32 MB on a CPU, 512 MB on a GPU, for each float64 temporary."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor as a rule sees it: its clients' values, made on demand.
+
+    Args:
+        name: the tensor's name.
+        shape: its shape.
+        dtype: float32 or float64, what `values` gives.
+        values: `(client, start, stop) -> (stop - start,)`, flat coordinates of one client, on any device.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    values: Callable[[int, int, int], Tensor]
+
+    @property
+    def coordinates(self) -> int:
+        """Number of values of one client."""
+        return math.prod(self.shape)
+
+    def whole(self, client: int) -> Tensor:
+        """All values of one client, flat."""
+        return self.values(client, 0, self.coordinates)
+
+
+def tensor_source(name: str, tensors: Sequence[Tensor]) -> Source:
+    """A tensor that all clients sent, as it is."""
+    dtype = working_dtype(tensors[0].dtype)
+    flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    return Source(name, tuple(tensors[0].shape), dtype, lambda client, start, stop: flat[client][start:stop])
+
+
+def apply_rule(rule: Rule, sources: Sequence[Source], context: Context) -> Iterator[tuple[Source, Tensor]]:
+    """Merge each source, one at a time so that large results need not live together.
+
+    Yields:
+        The source, and its merged values in its dtype and shape, on the context's device.
+
+    Raises:
+        RuleError: a rule of a kind that does not work coordinate by coordinate.
+    """
+    if rule.kind != "elementwise":
+        raise RuleError(f"{rule} is a rule of kind {rule.kind!r}; merge() runs 'elementwise' rules so far")
+    if rule.scope == "adapter" and len(sources) > 1:
+        whole = _concatenated(sources)
+        merged = _merge_source(rule, whole, context)
+        parts = torch.split(merged, [source.coordinates for source in sources])
+        for source, part in zip(sources, parts, strict=True):
+            yield source, part.to(source.dtype).reshape(source.shape)
+        return
+    for source in sources:
+        yield source, _merge_source(rule, source, context).reshape(source.shape)
+
+
+def _concatenated(sources: Sequence[Source]) -> Source:
+    """All coordinates of the adapter as one long tensor, in the order of the sources."""
+    dtype = torch.float64 if any(source.dtype == torch.float64 for source in sources) else torch.float32
+    total = sum(source.coordinates for source in sources)
+
+    def values(client: int, start: int, stop: int) -> Tensor:
+        parts, first = [], 0
+        for source in sources:
+            low, high = max(start - first, 0), min(stop - first, source.coordinates)
+            if low < high:
+                parts.append(source.values(client, low, high).to(dtype))
+            first += source.coordinates
+        return torch.cat(parts)
+
+    return Source("", (total,), dtype, values)
+
+
+def _merge_source(rule: Rule, source: Source, context: Context) -> Tensor:
+    """The merged values, flat."""
+    width = max(1, TILE_VALUES.get(context.device.type, 1 << 22) // len(context.silos))
+    if rule.separable:
+        return _merge_tiles(rule, source, context, width)
+    trim, rest = _split_trim(rule)
+    if trim is None or rest is None or source.coordinates <= width:
+        return _merge_tiles(rule, source, context, source.coordinates)
+    masks = [_kept(trim, source, client, context) for client in range(len(context.silos))]
+
+    def trimmed(client: int, start: int, stop: int) -> Tensor:
+        values = source.values(client, start, stop).to(context.device)
+        return values.where(masks[client][start:stop], 0.0)
+
+    return _merge_tiles(rest, replace(source, values=trimmed), context, width)
+
+
+def _merge_tiles(rule: Rule, source: Source, context: Context, width: int) -> Tensor:
+    """Run the rule on tiles of `width` coordinates."""
+    draw = context.draw(source.name, source.shape)
+    weights = context.weights.to(context.device).unsqueeze(1)
+    merged = torch.empty(source.coordinates, dtype=source.dtype, device=context.device)
+    for start in range(0, source.coordinates, max(width, 1)):
+        stop = min(start + width, source.coordinates)
+        values = torch.empty(len(weights), stop - start, dtype=source.dtype, device=context.device)
+        for client, row in enumerate(values):
+            row.copy_(source.values(client, start, stop))
+        merged[start:stop] = rule(Stack(values, weights), draw.at(start))
+    return merged
+
+
+def _split_trim(rule: Rule) -> tuple[KeepLargest | None, Rule | None]:
+    """Take the one stage that must see each client's whole tensor out of a chain, where it comes first.
+
+    It looks at one client at a time, so that a mask of one byte a coordinate can stand for it, and N dense
+    tensors never lie side by side. Rules that are built otherwise are given the whole stack.
+    """
+    if not isinstance(rule, Chain):
+        return None, None
+    whole = [stage for stage in rule.stages if not stage.separable]
+    sparsify = [stage for stage in rule.stages if stage.phase == "sparsify"]
+    if len(whole) != 1 or sparsify[:1] != whole or not isinstance(whole[0], KeepLargest):
+        return None, None
+    return whole[0], Chain(tuple(stage for stage in rule.stages if stage.separable))
+
+
+def _kept(trim: KeepLargest, source: Source, client: int, context: Context) -> Tensor:
+    """What the trim leaves of one client, bool `(coordinates,)`."""
+    values = source.whole(client).to(context.device, source.dtype).unsqueeze(0)
+    one = torch.ones(1, 1, dtype=torch.float64, device=context.device)
+    return trim(Stack(values, one), context.draw(source.name, source.shape)).values[0] != 0
+
+
+def stepped(received: Tensor | None, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The next tensor and its delta, both on the CPU in the adapter's dtype.
+
+    The delta is rounded first and then added, so that next = received + delta holds bit for bit.
+    """
+    delta = rounded(values, dtype).cpu()
+    return (delta if received is None else (received.detach().cpu() + delta).contiguous()), delta

@@ -1,0 +1,50 @@
+"""The commands, in the order in which a newcomer meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from fedmerge.cli import doctor, evaluate, init, merge, rules, simulate
+from fedmerge.cli.manner import Command
+
+app = typer.Typer(
+    name="fedmerge",
+    help="Federated learning by weight merging: silos fine-tune adapters, a server merges them by a rule.",
+    epilog="Start with `fedmerge init DIR`, or with `fedmerge simulate` for the built-in example.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import fedmerge
+
+        typer.echo(f"fedmerge {fedmerge.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _add(name: str, panel: str, command: Callable[..., Any]) -> None:
+    app.command(name, cls=Command, rich_help_panel=panel)(command)
+
+
+_add("init", "Begin", init.init)
+_add("doctor", "Begin", doctor.doctor)
+_add("rules", "Begin", rules.rules)
+_add("simulate", "Train", simulate.simulate)
+_add("evaluate", "Adapters on disk", evaluate.evaluate)
+_add("merge", "Adapters on disk", merge.merge)

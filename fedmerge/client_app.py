@@ -1,0 +1,196 @@
+"""Flower's ClientApp: message -> protocol -> worker -> reply. Nothing is computed here.
+
+In a simulation any node serves any silo, and the message says which. In a deployment the SuperNode's
+`--node-config` names its silo ("silo", and "data" for the path of its rows), and it serves no other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedmerge.adapters import Adapter, Lora
+from fedmerge.config import Config, read_config
+from fedmerge.errors import ConfigError, WireError
+from fedmerge.silo.data import SiloData, load_own, load_silos
+from fedmerge.silo.order import Order
+from fedmerge.silo.worker import Worker
+from fedmerge.wire.protocol import (
+    RECEIVED,
+    Card,
+    Instruction,
+    QueryReply,
+    Sender,
+    failure_content,
+    read_candidates,
+    read_instruction,
+    reply_content,
+)
+from fedmerge.wire.records import from_record
+
+logger = logging.getLogger(__name__)
+
+# Versions that can change bits: told to the server, which writes them down.
+REPORTED = ("fedmerge", "flwr", "torch", "transformers", "peft")
+OWN_SILO = "silo"  # the node-config key that makes a node one silo
+
+app = ClientApp()
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Which silos this node serves, on which base and device."""
+    return _answer(message, context, _describe)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Score the broadcast, train from it, and reply with the delta."""
+    return _answer(message, context, _train)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score every adapter of the message."""
+    return _answer(message, context, _evaluate)
+
+
+@dataclass(frozen=True)
+class Station:
+    """A worker, and what it was made from.
+
+    Args:
+        config: the run's.
+        worker: with the base and the rows.
+        examples: training rows of each silo that it serves; of one silo, in a deployment.
+        shared: whether any node serves any silo: true in simulations only.
+    """
+
+    config: Config
+    worker: Worker
+    examples: Mapping[str, int]
+    shared: bool
+
+    def order(self, instruction: Instruction) -> Order:
+        """The work that a message asks for.
+
+        Raises:
+            ConfigError: the server's base is another one.
+        """
+        expected, found = instruction.fingerprint, self.worker.fingerprint
+        if expected not in ("", found):
+            raise ConfigError(f"the base here has the fingerprint {found[:16]}, the server's {expected[:16]}")
+        return Order(
+            silo=instruction.silo or ("" if self.shared else next(iter(self.examples))),
+            round=instruction.round,
+            seed=instruction.seed,
+            epochs=instruction.epochs,
+            steps=instruction.steps,
+            stream=instruction.stream,
+            splits=instruction.splits,
+            labels=instruction.labels,
+            deadline_seconds=instruction.deadline_seconds,
+        )
+
+    def adapter(self, record: ArrayRecord) -> Adapter:
+        """What a record holds, with the run's LoRA settings."""
+        lora = self.config.silo.lora
+        return Adapter(from_record(record), Lora(lora.rank, lora.alpha, lora.rslora))
+
+    def sender(self, order: Order) -> Sender:
+        """Who answers."""
+        worker = self.worker
+        return Sender(order.silo, order.round, worker.fingerprint, worker.device, worker.gpu_seen)
+
+
+# One worker a process: the base is loaded once. Another configuration takes its place.
+_stations: dict[tuple[object, ...], Station] = {}
+
+
+def station(context: Context) -> Station:
+    """The worker of this process, made anew where the configuration is another one."""
+    own = {key: context.node_config[key] for key in (OWN_SILO, "data") if key in context.node_config}
+    key = (tuple(sorted(context.run_config.items())), tuple(sorted(own.items())))
+    if key not in _stations:
+        _stations.clear()
+        _stations[key] = _open(read_config(context.run_config), own)
+    return _stations[key]
+
+
+def _open(config: Config, own: Mapping[str, str | int | float | bool]) -> Station:
+    shared = OWN_SILO not in own
+    silos = load_silos(config.silo.data) if shared else _named(load_own(config.silo.data, own))
+    examples = {name: len(data.train) for name, data in silos.items()}
+    return Station(config, Worker(config.silo, silos), examples, shared)
+
+
+def _named(data: SiloData) -> dict[str, SiloData]:
+    return {data.name: data}
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of packages; "unknown" for one that runs from a clone."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return versions
+
+
+def _answer(message: Message, context: Context, work: Callable[[Station, RecordDict], RecordDict]) -> Message:
+    """The reply; where the work raises, one that says so. A traceback stays in this node's log."""
+    try:
+        content = work(station(context), message.content)
+    except Exception as err:
+        logger.exception("a %s message failed", message.metadata.message_type)
+        content = failure_content(_failure(message.content, context, err))
+    return Message(content, reply_to=message)
+
+
+def _failure(content: RecordDict, context: Context, err: Exception) -> Sender:
+    """Who failed, and the class of the error. Its sentence may quote rows: only simulations send it."""
+    try:
+        instruction = read_instruction(content)
+    except WireError:
+        instruction = Instruction()
+    sentence = "" if OWN_SILO in context.node_config else str(err)
+    silo = instruction.silo or str(context.node_config.get(OWN_SILO, ""))
+    return Sender(silo=silo, round=instruction.round, failure=type(err).__name__, sentence=sentence)
+
+
+def _describe(here: Station, content: RecordDict) -> RecordDict:
+    worker = here.worker
+    return QueryReply(
+        silos=tuple(Card.from_json(card) for card in worker.cards()),
+        shared=here.shared,
+        fingerprint=worker.fingerprint,
+        device=worker.device,
+        gpu_seen=worker.gpu_seen,
+        versions=installed(REPORTED),
+    ).to_content()
+
+
+def _train(here: Station, content: RecordDict) -> RecordDict:
+    order = here.order(read_instruction(content))
+    trained = here.worker.train(here.adapter(read_candidates(content)[RECEIVED]), order)
+    return reply_content(
+        trained.delta.tensors,
+        trained.examples,
+        metrics=trained.metrics,
+        sender=here.sender(order),
+        encoding=here.config.wire.encoding,
+    )
+
+
+def _evaluate(here: Station, content: RecordDict) -> RecordDict:
+    order = here.order(read_instruction(content))
+    candidates = {name: here.adapter(record) for name, record in read_candidates(content).items()}
+    metrics = here.worker.evaluate(candidates, order)
+    return reply_content(None, here.examples[order.silo], metrics=metrics, sender=here.sender(order))

@@ -1,0 +1,1 @@
+"""Runs a federation on one machine: in this process (`local`), or on Flower's SuperLink (`superlink`)."""

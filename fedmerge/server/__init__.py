@@ -1,0 +1,1 @@
+"""The server: the round loop, the guard, the roster and the run's folder."""

@@ -1,0 +1,212 @@
+"""A run's folder: everything a run leaves behind, written atomically, by one writer.
+
+::
+
+    config.toml          the run-config; `fedmerge simulate` reads it again
+    environment.json     versions, device, threads, fingerprint of the base
+    metrics.jsonl        one line a round
+    events.jsonl         every observer event, one line each
+    rounds/0000/         broadcast.safetensors and state.json: the initial adapter
+    rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors, deltas/<silo>.safetensors
+    adapter/             the final adapter in PEFT's format
+    result.json          the scores
+
+Each state.json has the hashes of its round's files and of the state.json of the round before.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+
+from fedmerge.adapters import Adapter
+from fedmerge.errors import CheckpointError
+from fedmerge.server import storage
+from fedmerge.wire.files import save_adapter
+
+NOT_IDENTITY = ("run.output", "run.name", "engine.")
+"""Keys that say where a run is written and how fast it is computed, but not what it computes."""
+
+_OURS = (
+    "config.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "result.json",
+    "rounds",
+    "adapter",
+)
+
+
+class RunFolder:
+    """The folder of one run; also an `Observer` that writes every event down.
+
+    Args:
+        path: of the folder; it need not exist.
+        config: the whole run-config, flat: "run.rounds" -> 4.
+
+    Raises:
+        CheckpointError: the folder belongs to a run of another config (the message names the keys), holds
+            something else, is in use by another run, or can't be written.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, storage.Scalar]) -> None:
+        """Open the folder and check that it is ours; nothing that is in it changes before `start`."""
+        self.path = Path(path).expanduser().absolute()
+        self.config = dict(config)
+        self._events: TextIO | None = None
+        self._last_state = ""
+        with storage.writing(self.path):
+            self._check_owner()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = storage.lock(self.path)
+
+    def start(self, environment: Mapping[str, Any]) -> None:
+        """Replace what an earlier run of the same config left, and begin: config, environment, empty logs."""
+        with storage.writing(self.path):
+            for name in _OURS:
+                if name != "config.toml":  # it marks the folder as ours while the rest is removed
+                    _remove(self.path / name)
+            storage.write_text(self.path / "config.toml", storage.to_toml(self.config))
+            storage.write_json(self.path / "environment.json", environment)
+            self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
+
+    def write_round(
+        self,
+        round: int,
+        broadcast: Adapter,
+        *,
+        optimizer: Mapping[str, Tensor] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write what a round made; its state.json comes last, so that a folder with one is whole.
+
+        Args:
+            round: its number; 0 for the initial adapter.
+            broadcast: the adapter of the next round.
+            optimizer: state of the server optimizer, if it has any.
+            state: further values for state.json.
+        """
+        folder = self.round_folder(round)
+        with storage.writing(folder):
+            files = {"broadcast.safetensors": broadcast.tensors, "optimizer.safetensors": optimizer or {}}
+            hashes = {
+                name: storage.write_tensors(folder / name, tensors)
+                for name, tensors in files.items()
+                if tensors
+            }
+            for delta in sorted((folder / "deltas").glob("*.safetensors")):
+                hashes[f"deltas/{delta.name}"] = storage.hash_of(delta)
+            record = {"round": round, "previous": self._last_state, "sha256": hashes, **(state or {})}
+            self._last_state = storage.write_json(folder / "state.json", record)
+
+    def write_delta(self, round: int, silo: str, delta: Adapter) -> None:
+        """Write one silo's delta down, before it is merged."""
+        path = self.round_folder(round) / "deltas" / f"{storage.file_name(silo)}.safetensors"
+        with storage.writing(path):
+            storage.write_tensors(path, delta.tensors, silo)
+
+    def write_adapter(self, adapter: Adapter, *, base_model: str = "", task_type: str | None = None) -> Path:
+        """Write the final adapter in PEFT's format; returns its folder."""
+        path = self.path / "adapter"
+        with storage.writing(path):
+            save_adapter(adapter, path, base_model=base_model, task_type=task_type)
+        return path
+
+    def round_folder(self, round: int) -> Path:
+        """Where a round is written."""
+        return self.path / "rounds" / f"{round:04d}"
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        self._lock.close()
+
+    def run_started(self, plan: Mapping[str, Any]) -> None:
+        """Write the event."""
+        self._event("run_started", plan=plan)
+
+    def phase(self, text: str) -> None:
+        """Write the event."""
+        self._event("phase", text=text)
+
+    def round_started(self, round: int, silos: Sequence[str]) -> None:
+        """Write the event."""
+        self._event("round_started", round=round, silos=list(silos))
+
+    def reply(self, round: int, silo: str, outcome: str, metrics: Mapping[str, float]) -> None:
+        """Write the event."""
+        self._event("reply", round=round, silo=silo, outcome=outcome, metrics=metrics)
+
+    def round_closed(self, report: Mapping[str, Any]) -> None:
+        """Write the event, and the round's line in metrics.jsonl."""
+        with storage.writing(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+            storage.append_line(lines, storage.to_json(report))
+        self._event("round_closed", report=report)
+
+    def finished(self, result: Mapping[str, Any]) -> None:
+        """Write result.json and the event."""
+        with storage.writing(self.path):
+            storage.write_json(self.path / "result.json", result)
+        self._event("finished", result=result)
+
+    def _event(self, name: str, **values: Any) -> None:
+        """Append one line to events.jsonl."""
+        if self._events is None:
+            raise CheckpointError(f"{self.path}: the folder was not started, or is closed")
+        with storage.writing(self.path):
+            line = {"event": name, "time": round(time.time(), 3), **values}
+            storage.append_line(self._events, storage.to_json(line), durable=False)
+
+    def _check_owner(self) -> None:
+        """Refuse a folder that holds something else than an earlier run of this config."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path} is a file, expected a folder for the run")
+        config = self.path / "config.toml"
+        if not config.is_file():
+            strangers = sorted(child.name for child in self.path.iterdir() if child.name != storage.LOCK)
+            if strangers:
+                raise CheckpointError(
+                    f"{self.path} holds {strangers[0]!r} and no config.toml: it is no run's folder"
+                )
+            return
+        keys = differing_keys(storage.read_toml(config), self.config)
+        if keys:
+            raise CheckpointError(
+                f"{self.path} holds a run of another config: {', '.join(keys)} differ; "
+                "give this run another run.output"
+            )
+
+
+def differing_keys(earlier: Mapping[str, object], config: Mapping[str, object]) -> list[str]:
+    """The keys that two run-configs do not share, or not with the same value, sorted.
+
+    Example:
+        >>> differing_keys({"run.seed": 0, "run.name": "a"}, {"run.seed": 1, "run.name": "b"})
+        ['run.seed']
+    """
+    keys = {key for key in earlier.keys() | config.keys() if not key.startswith(NOT_IDENTITY)}
+    absent = object()
+    return sorted(key for key in keys if earlier.get(key, absent) != config.get(key, absent))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

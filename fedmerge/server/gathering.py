@@ -1,0 +1,146 @@
+"""The replies of one round: each checked as it comes in, then the odd ones, the devices and the quorum."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message, Metadata
+
+from fedmerge.adapters import Adapter
+from fedmerge.errors import RoundFailed
+from fedmerge.server.asking import Asked
+from fedmerge.server.guard import Admitted, Guard, Refusal, Replies
+from fedmerge.server.observer import Observer
+from fedmerge.server.outliers import OutlierPolicy
+from fedmerge.server.report import RoundReport
+from fedmerge.server.roster import check_devices
+
+logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked of every reply of a run.
+
+    Args:
+        encoding: how deltas travel.
+        replies: "delta" or "weights".
+        fingerprint: of the base; "" takes any.
+        outliers: what becomes of deltas that are much too long.
+        expects_gpu: whether silos of a simulation must not compute on the CPU.
+        named: whether messages went to silos by name; else replies say their names.
+        shared: whether this is a simulation, in which nothing is private.
+    """
+
+    encoding: str
+    replies: Replies
+    fingerprint: str
+    outliers: OutlierPolicy
+    expects_gpu: bool = False
+    named: bool = True
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A round whose messages are out.
+
+    Args:
+        asked: whom it asks.
+        sent: the metadata of each message, and the silo that it went to; the ids are known once they are
+            pushed.
+        report: the round's report so far.
+        since: `time.monotonic` of the sending.
+    """
+
+    asked: Asked
+    sent: tuple[tuple[Metadata, str], ...]
+    report: RoundReport
+    since: float
+
+
+def gather(
+    opened: Opened, received: Adapter, replies: Iterable[Message], terms: Terms, observer: Observer
+) -> list[Admitted]:
+    """Check the replies as they come in, and note in the round's report what became of each.
+
+    Returns:
+        The admitted replies, sorted by silo name.
+
+    Raises:
+        RoundFailed: there are fewer than the quorum wants, or silos compute on the CPU beside an idle GPU.
+    """
+    guard = Guard(
+        opened.report.round,
+        received,
+        asked={metadata.message_id: silo if terms.named else "" for metadata, silo in opened.sent},
+        encoding=terms.encoding,
+        replies=terms.replies,
+        fingerprint=terms.fingerprint,
+        reveal=terms.shared or not terms.named,
+    )
+    for reply in replies:
+        _tell(observer, guard.round, guard.admit(reply))
+    _apply(terms.outliers, guard, opened.report)
+    _note(opened, guard)
+    if terms.shared:
+        check_devices({reply.silo: reply.device for reply in guard.admitted}, expects_gpu=terms.expects_gpu)
+    if len(guard.admitted) < opened.asked.need:
+        raise RoundFailed(_too_few(opened, len(guard.admitted)))
+    return guard.admitted
+
+
+def _tell(observer: Observer, round: int, outcome: Admitted | Refusal) -> None:
+    """Log and report one reply."""
+    if isinstance(outcome, Admitted):
+        observer.reply(round, outcome.silo, "admitted", outcome.metrics)
+    else:
+        logger.warning("round %d: %s is refused: %s", round, outcome.silo, outcome.reason)
+        observer.reply(round, outcome.silo, outcome.reason, {})
+
+
+def _apply(policy: OutlierPolicy, guard: Guard, report: RoundReport) -> None:
+    """Refuse or shorten the deltas that the policy names."""
+    for silo, factor in policy.factors({reply.silo: reply.norm for reply in guard.admitted}).items():
+        if factor:
+            guard.shorten(silo, factor)
+            report.flagged[silo] = f"shortened to {factor:.3g} of its length"
+        else:
+            guard.drop(silo, "its delta is far longer than the others'")
+        logger.warning("round %d: the delta of %s is an outlier (%s)", guard.round, silo, policy)
+
+
+def _note(opened: Opened, guard: Guard) -> None:
+    """Put what came, and what did not, into the round's report."""
+    report = opened.report
+    report.refused = sorted(guard.refused, key=lambda refusal: (refusal.silo, refusal.reason))
+    answered = {silo for metadata, silo in opened.sent if metadata.message_id in guard.answered}
+    report.missing = [silo for silo in opened.asked.silos if silo not in answered]
+    report.bytes_up = guard.bytes_up
+    report.seconds["train"] = time.monotonic() - opened.since
+
+
+def _too_few(opened: Opened, admitted: int) -> str:
+    """Why the round can't be closed, in one sentence."""
+    report, asked = opened.report, opened.asked
+    refused = [f"{refusal.silo} ({refusal.reason})" for refusal in report.refused]
+    parts = [
+        f"round {report.round}: {admitted} of {len(asked.silos)} silos gave a usable reply, "
+        f"the quorum wants {asked.need}"
+    ]
+    parts += [
+        f"{what}: {_some(names)}"
+        for what, names in (("refused", refused), ("missing", report.missing))
+        if names
+    ]
+    return "; ".join(parts) + f". The adapter of round {report.round - 1} is intact"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

@@ -1,0 +1,219 @@
+"""Admits or refuses each reply of a round, by name and reason.
+
+A reply was made at another institution. Nothing in it is believed: who sent it is known from the message
+that it answers, its tensors must be those of the broadcast, its numbers finite, its weight a number of
+rows. A refused reply leaves no trace in the result: it is bit-identical to that of a run without the silo.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from torch import Tensor
+
+from fedmerge.adapters import Adapter
+from fedmerge.errors import WireError
+from fedmerge.server.reading import (
+    arrays_of,
+    check_examples,
+    check_finite,
+    error_of,
+    metrics_of,
+    norm_of,
+    numbers_of,
+    subtract,
+)
+from fedmerge.wire.protocol import EXAMPLES, Sender, read_sender
+from fedmerge.wire.records import count_bytes, from_record
+from fedmerge.wire.schema import Schema, shown
+
+logger = logging.getLogger(__name__)
+
+Replies = Literal["delta", "weights"]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A reply that takes part in the round.
+
+    Args:
+        silo: its name.
+        delta: trained minus received, in the broadcast's dtypes.
+        examples: training rows, above 0.
+        metrics: what the silo measured.
+        norm: length of the delta over all its tensors; 0 for a silo that learned nothing.
+        device: "cpu" or "cuda"; "" where unknown.
+    """
+
+    silo: str
+    delta: Adapter
+    examples: float
+    metrics: Mapping[str, float]
+    norm: float
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A reply that was dropped, and why."""
+
+    round: int
+    silo: str
+    reason: str
+
+
+@dataclass
+class Guard:
+    """Checks the replies of one round. `admit` each as it comes, then read `admitted`.
+
+    Args:
+        round: from 1.
+        received: the broadcast that the silos started from.
+        asked: the silo by the id of the message that went to it; "" where the reply has to say its name.
+        encoding: how deltas travel.
+        replies: whether silos send deltas or trained weights.
+        fingerprint: of the base; "" takes any.
+        reveal: whether Flower's own error text may be repeated (it can quote private things).
+        refused: the replies dropped so far.
+        answered: ids of the messages answered so far.
+        bytes_up: of the replies' content so far.
+    """
+
+    round: int
+    received: Adapter
+    asked: Mapping[str, str]
+    encoding: str = "exact"
+    replies: Replies = "delta"
+    fingerprint: str = ""
+    reveal: bool = False
+    refused: list[Refusal] = field(default_factory=list)
+    answered: set[str] = field(default_factory=set)
+    bytes_up: int = 0
+    _admitted: dict[str, Admitted] = field(default_factory=dict)
+    _claimed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Fix what a reply's tensors must be; trained weights travel exactly."""
+        encoding = self.encoding if self.replies == "delta" else "exact"
+        self.schema = Schema.of(self.received.tensors, encoding)
+
+    @property
+    def admitted(self) -> list[Admitted]:
+        """The admitted replies, sorted by silo name: the order of arrival has no part in the result."""
+        return [self._admitted[silo] for silo in sorted(self._admitted)]
+
+    def admit(self, reply: Message) -> Admitted | Refusal:
+        """Check one reply, decode it, and empty it.
+
+        Returns:
+            The reply decoded, or the reason why it was dropped; both are also kept here.
+        """
+        silo = self._name(reply)
+        try:
+            outcome: Admitted | Refusal = self._check(reply, silo)
+        except WireError as problem:
+            outcome = Refusal(self.round, silo, str(problem))
+        except Exception as problem:  # whatever a reply holds, it ends neither the round nor the run
+            logger.exception("round %d: the reply of %s broke the guard", self.round, silo)
+            outcome = Refusal(self.round, silo, f"it can't be read ({type(problem).__name__})")
+        if reply.has_content():
+            reply.content = RecordDict()  # whoever holds the reply holds its bytes no longer
+        if isinstance(outcome, Refusal):
+            self.refused.append(outcome)
+        else:
+            self._admitted[silo] = outcome
+        return outcome
+
+    def drop(self, silo: str, reason: str) -> None:
+        """Refuse a silo after all."""
+        del self._admitted[silo]
+        self.refused.append(Refusal(self.round, silo, reason))
+
+    def shorten(self, silo: str, factor: float) -> None:
+        """Scale a silo's delta by `factor`."""
+        was = self._admitted[silo]
+        delta = replace(
+            was.delta, tensors={name: value * factor for name, value in was.delta.tensors.items()}
+        )
+        self._admitted[silo] = replace(was, delta=delta, norm=was.norm * factor)
+
+    def _name(self, reply: Message) -> str:
+        """The silo that a reply is from: the one that was asked, else the one it says, else the node."""
+        asked = self.asked.get(reply.metadata.reply_to_message_id, "")
+        if asked:
+            return asked
+        try:
+            said = read_sender(reply.content).silo if reply.has_content() else ""
+        except WireError:
+            said = ""
+        return said or f"node-{reply.metadata.src_node_id}"
+
+    def _check(self, reply: Message, silo: str) -> Admitted:
+        """Every check, the cheap ones first.
+
+        Raises:
+            WireError: with the reason.
+        """
+        content = self._content(reply)
+        sender = read_sender(content)
+        self._check_sender(sender, self.asked[reply.metadata.reply_to_message_id])
+        self._claim(silo)
+        metrics = metrics_of(content)
+        examples = check_examples(metrics.get(EXAMPLES))
+        # A copy is emptied while it is decoded: in one process the sender's own may be the broadcast.
+        record = arrays_of(content).copy()
+        reply.content = content = RecordDict()  # else two copies of every tensor would stand in memory
+        delta, norm = self._delta(record)
+        return Admitted(silo, delta, examples, numbers_of(metrics), norm, sender.device)
+
+    def _content(self, reply: Message) -> RecordDict:
+        """The content of the first reply to a message of this round."""
+        message = reply.metadata.reply_to_message_id
+        if message not in self.asked:
+            raise WireError(f"it answers no message of round {self.round}")
+        if reply.has_content():
+            self.bytes_up += count_bytes(reply.content)
+        if message in self.answered:
+            raise WireError("a second reply to the same message")
+        self.answered.add(message)
+        if reply.has_error():
+            raise WireError(error_of(reply, reveal=self.reveal))
+        return reply.content
+
+    def _check_sender(self, sender: Sender, asked: str) -> None:
+        """Hold what the reply says of itself against what was asked."""
+        if sender.failure:
+            raise WireError(sender.complaint)
+        if asked and sender.silo not in ("", asked):
+            raise WireError(f"it calls itself {shown(sender.silo)}, but the message went to {shown(asked)}")
+        if sender.round not in (-1, self.round):
+            raise WireError(f"it is of round {sender.round}, this is round {self.round}")
+        if self.fingerprint and sender.fingerprint != self.fingerprint:
+            given = shown(sender.fingerprint[:16]) if sender.fingerprint else "unknown"
+            raise WireError(f"its base is another: fingerprint {given}, expected {self.fingerprint[:16]!r}")
+
+    def _claim(self, silo: str) -> None:
+        """Refuse both nodes that answer under one name: either may be the wrong one."""
+        if silo in self._claimed:
+            reason = "another node answered under the same name"
+            if silo in self._admitted:
+                self.drop(silo, reason)
+            raise WireError(reason)
+        self._claimed.add(silo)
+
+    def _delta(self, record: ArrayRecord) -> tuple[Adapter, float]:
+        """Decode a record, emptying it, and its length."""
+        decoded = from_record(record, self.schema, keep=False)
+        received = self.received.tensors
+        tensors: dict[str, Tensor] = {}
+        for name in received:
+            value = decoded.pop(name)
+            if self.replies == "weights":
+                value = subtract(value, received[name])
+            tensors[name] = value.to(received[name].dtype)
+            check_finite(name, tensors[name])
+        return replace(self.received, tensors=tensors), norm_of(tensors.values())

@@ -1,0 +1,84 @@
+"""From the admitted replies to the next broadcast: the merge, then the server optimizer's step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from fedmerge.adapters.adapter import Adapter
+from fedmerge.adapters.merge import Merged, MergeReport, merge
+from fedmerge.adapters.optimizers import OptimizerState
+from fedmerge.adapters.spaces import Space
+from fedmerge.errors import FedMergeError, RoundFailed
+from fedmerge.rules import Rule
+from fedmerge.server.guard import Admitted
+from fedmerge.server.plan import Plan
+from fedmerge.server.reading import check_finite
+
+
+@dataclass(frozen=True)
+class Closed:
+    """What a round merges, sorted by silo name."""
+
+    round: int
+    received: Adapter
+    replies: list[Admitted]
+    weights: list[float]
+
+
+@dataclass
+class Merger:
+    """Merges rounds by a plan; all that it remembers is the server optimizer's state.
+
+    Args:
+        plan: rule, space, optimizer and shadows.
+        seed: of the rule's randomness.
+        device: "auto", "cpu" or "cuda".
+        state: of the server optimizer; None before its first step.
+    """
+
+    plan: Plan
+    seed: int = 0
+    device: str = "auto"
+    state: OptimizerState | None = field(default=None)
+
+    def step(self, closed: Closed) -> tuple[Adapter, MergeReport]:
+        """The next broadcast, and what the merge reports.
+
+        Raises:
+            RoundFailed: the merge failed, or its result is not finite; the state is what it was.
+        """
+        try:
+            merged = self.merged(closed, self.plan.rule, self.plan.space)
+            adapter, state = self.plan.optimizer.step(closed.received, merged, self.state)
+            for name, value in adapter.tensors.items():
+                check_finite(name, value)
+            # Flower's older apps know tensors by their position, so that stays what it was.
+            adapter = replace(
+                adapter, tensors={name: adapter.tensors[name] for name in closed.received.tensors}
+            )
+        except FedMergeError as err:
+            intact = f"The adapter of round {closed.round - 1} is intact"
+            raise RoundFailed(f"round {closed.round}: the merge failed: {err}. {intact}") from err
+        self.state = state
+        return adapter, merged.report
+
+    def merged(self, closed: Closed, rule: Rule, space: Space) -> Merged:
+        """The replies merged by one rule in one space."""
+        return merge(
+            [reply.delta for reply in closed.replies],
+            closed.weights,
+            received=closed.received,
+            rule=rule,
+            space=space,
+            names=[reply.silo for reply in closed.replies],
+            seed=self.seed,
+            round=closed.round,
+            device=self.device,
+        )
+
+    def shadows(self, closed: Closed) -> dict[str, Adapter]:
+        """What each shadow of the plan makes of the same replies, by its name."""
+        return {
+            shadow.name: self.merged(closed, shadow.rule, shadow.space).adapter
+            for shadow in self.plan.shadows
+        }

@@ -1,0 +1,124 @@
+"""What a reply holds, read without belief: each function gives a plain value, or says what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedmerge.errors import WireError
+from fedmerge.wire.protocol import ARRAYS, EXAMPLES, METRICS, read_sender
+from fedmerge.wire.schema import shown
+
+MOST_EXAMPLES = 10**12
+"""Training rows above this are no count of rows; 2^62 would silence every other silo."""
+
+ERROR_CODES = {
+    0: "unknown error",
+    1: "the ClientApp could not be loaded",
+    2: "the ClientApp raised an exception",
+    3: "the message was not available",
+    4: "the reply was not available",
+    5: "the node is gone",
+    6: "a mod's precondition failed",
+    7: "invalid FAB",
+    8: "the ClientApp crashed",
+}
+"""Flower's error codes (flwr.common.constant.ErrorCode) in words."""
+
+
+def error_of(reply: Message, *, reveal: bool = False) -> str:
+    """Flower's error in words; `reveal` adds the text that came with it, which may quote private things."""
+    said = f"Flower error {reply.error.code}, {ERROR_CODES.get(reply.error.code, 'unknown error')}"
+    text = " ".join((reply.error.reason or "").split())[-300:] if reveal else ""
+    return f"{said}: {text}" if text else said
+
+
+def read_scores(reply: Message) -> dict[str, float]:
+    """The metrics of a reply to an evaluate message, with "num-examples" above 0.
+
+    Raises:
+        WireError: the node failed, or its numbers are none.
+    """
+    if reply.has_error():
+        raise WireError(
+            f"Flower error {reply.error.code}, {ERROR_CODES.get(reply.error.code, 'unknown error')}"
+        )
+    sender = read_sender(reply.content)
+    if sender.failure:
+        raise WireError(sender.complaint)
+    metrics = metrics_of(reply.content)
+    check_examples(metrics.get(EXAMPLES))
+    return numbers_of(metrics)
+
+
+def check_examples(value: object) -> float:
+    """The number of training rows of a reply.
+
+    Raises:
+        WireError: it is missing, no number, not finite, not above 0, or more than can be.
+
+    Example:
+        >>> check_examples(12)
+        12.0
+    """
+    if value is None:
+        raise WireError(f"it has no metric {EXAMPLES!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WireError(f"{EXAMPLES!r} is a {type(value).__name__}, expected one number")
+    if not 0 < value <= MOST_EXAMPLES:  # also NaN
+        raise WireError(f"{EXAMPLES!r} is {value:g}, expected a number above 0 and at most {MOST_EXAMPLES:g}")
+    return float(value)
+
+
+def norm_of(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean length over all floating tensors, in float64."""
+    squares = [
+        float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors if t.is_floating_point()
+    ]
+    return math.sqrt(math.fsum(squares))
+
+
+def subtract(trained: Tensor, received: Tensor) -> Tensor:
+    """Trained minus received, in float32 at least: a difference of half-precision numbers is rounded once."""
+    wide = torch.float32 if trained.dtype in (torch.bfloat16, torch.float16) else trained.dtype
+    return trained.to(wide) - received.to(device=trained.device, dtype=wide)
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        WireError: there are some; the message names the tensor and says how many.
+    """
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        nan, bad = int(torch.isnan(value).sum()), int((~torch.isfinite(value)).sum())
+        raise WireError(f"{shown(name)} has {nan} NaN and {bad - nan} infinite of {value.numel()} values")
+
+
+def arrays_of(content: RecordDict) -> ArrayRecord:
+    """The record of tensors: "arrays", or the only one there is."""
+    records = {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
+    if ARRAYS in records:
+        return records[ARRAYS]
+    if len(records) != 1:
+        raise WireError(f"it has {len(records)} array records and none called {ARRAYS!r}")
+    return next(iter(records.values()))
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """The record of metrics: "metrics", or the only one there is."""
+    records = {key: record for key, record in content.items() if isinstance(record, MetricRecord)}
+    if METRICS in records:
+        return records[METRICS]
+    if len(records) != 1:
+        raise WireError(f"it has {len(records)} metric records and none called {METRICS!r}")
+    return next(iter(records.values()))
+
+
+def numbers_of(metrics: MetricRecord) -> dict[str, float]:
+    """The metrics that are single numbers, in their names' order."""
+    return {key: float(value) for key, value in sorted(metrics.items()) if isinstance(value, int | float)}

@@ -1,0 +1,292 @@
+"""MergeStrategy: the round loop as a Flower strategy."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedmerge.adapters import Adapter, Lora
+from fedmerge.errors import ConfigError, RoundFailed, WireError, nearest
+from fedmerge.rules import Rule
+from fedmerge.server.asking import Asker
+from fedmerge.server.folder import RunFolder
+from fedmerge.server.gathering import Opened, Terms, gather
+from fedmerge.server.guard import Admitted, Refusal, Replies
+from fedmerge.server.merging import Closed, Merger
+from fedmerge.server.observer import Observer, Silent
+from fedmerge.server.plan import Plan
+from fedmerge.server.reading import read_scores
+from fedmerge.server.report import RoundReport, average
+from fedmerge.server.roster import Roster
+from fedmerge.server.scores import Summary, summarize
+from fedmerge.server.settings import StrategySettings
+from fedmerge.server.weighting import weights_of
+from fedmerge.wire.encodings import ENCODINGS
+from fedmerge.wire.protocol import EXAMPLES, RECEIVED, Instruction
+from fedmerge.wire.records import count_bytes, from_record, to_record
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A broadcast, the round that made it (0 for the initial adapter), and its validation scores."""
+
+    round: int
+    adapter: Adapter
+    summary: Summary
+
+
+class MergeStrategy(Strategy):
+    """Aggregate by a merge rule, in a space; stands where Flower's FedAvg stood.
+
+    A reply is checked as it comes in, and dropped by name and reason where it is not what was asked for; the
+    round goes on while the quorum holds. Replies are sorted by silo before any arithmetic.
+
+    Args:
+        rule: a rule, or its text: "ties(density=0.2)".
+        space: where deltas are compared: "factors()" or "product()".
+        weighting: see `StrategySettings`, as the next eight.
+        weight_cap: share of the total in (0, 1]; 0 is without a cap.
+        server_optimizer: what is done with the merged step.
+        shadows: further merges of the last round's replies: "rule @ space; rule @ space".
+        fraction: share of the silos that a round asks, in (0, 1].
+        quorum: share of the asked silos whose replies a round needs, in (0, 1].
+        deadline_seconds: how long a silo's messages live; give the same to ``start(timeout=...)``.
+        wait_seconds: how long a round waits for nodes.
+        guard: what is done with deltas that are much too long.
+        replies: "delta" (trained minus received) or "weights" (what was trained, as Flower's own apps send).
+        encoding: how deltas travel: "exact", "bf16" or "fp16".
+        roster: the known silos; None asks whatever nodes are connected, and takes the names that they reply
+            with.
+        lora: settings of the LoRA pairs; spaces other than factors() need them.
+        seed: of the sampling and of the rule's randomness.
+        fingerprint: of the base that the silos must have; "" takes any.
+        instruction: what each train message asks for besides: epochs or steps, splits, labels.
+        min_nodes: nodes to wait for where there is no roster.
+        evaluate: whether each round ends with evaluate messages to all nodes; None where there is no roster.
+            Fedmerge's own silos score the broadcast before they train, and need none.
+        expects_gpu: stop if silos compute on the CPU: the server sees a GPU and train.device leaves the
+            choice.
+        device: where the merge is computed: "auto", "cpu" or "cuda".
+        record: whether every admitted delta is written to the folder.
+        observer: who watches.
+        folder: where each round is written.
+
+    Raises:
+        RuleError: a rule, space or optimizer that can't be read.
+        ConfigError: a setting out of range.
+
+    Example:
+        >>> strategy = MergeStrategy("ties(density=0.2)", replies="weights", quorum=0.5)
+        >>> str(strategy.plan.rule)
+        'ties(density=0.2)'
+    """
+
+    def __init__(
+        self,
+        rule: str | Rule = "fedavg()",
+        space: str = "factors()",
+        *,
+        weighting: str = "examples",
+        weight_cap: float = 0.0,
+        server_optimizer: str = "none()",
+        shadows: str = "",
+        fraction: float = 1.0,
+        quorum: float = 1.0,
+        deadline_seconds: float = 3600.0,
+        wait_seconds: float = 300.0,
+        guard: str = "finite()",
+        replies: Replies = "delta",
+        encoding: str = "exact",
+        roster: Roster | None = None,
+        lora: Lora | None = None,
+        seed: int = 0,
+        fingerprint: str = "",
+        instruction: Instruction | None = None,
+        min_nodes: int = 2,
+        evaluate: bool | None = None,
+        expects_gpu: bool = False,
+        device: str = "auto",
+        record: bool = False,
+        observer: Observer | None = None,
+        folder: RunFolder | None = None,
+    ) -> None:
+        """Parse and check everything, before a round is spent."""
+        if replies not in ("delta", "weights"):
+            raise ConfigError(f"replies is {replies!r}: {nearest(str(replies), ['delta', 'weights'])}")
+        if encoding not in ENCODINGS:
+            raise ConfigError(f"encoding is {encoding!r}: {nearest(str(encoding), ENCODINGS)}")
+        self.settings = StrategySettings(
+            str(rule), space, weighting, weight_cap, server_optimizer, shadows,
+            fraction, quorum, deadline_seconds, wait_seconds, guard,
+        )  # fmt: skip
+        self.plan = Plan.of(self.settings, None if isinstance(rule, str) else rule)
+        self.plan.check_lora(lora)
+        self.lora = lora
+        order = replace(instruction or Instruction(), seed=seed, fingerprint=fingerprint)
+        self.asker = Asker(self.settings, order, roster, min_nodes)
+        self.evaluate = roster is None if evaluate is None else evaluate
+        self.terms = Terms(
+            encoding, replies, fingerprint, self.plan.outliers, expects_gpu,
+            named=roster is not None, shared=roster is not None and roster.shared,
+        )  # fmt: skip
+        self.merger = Merger(self.plan, seed, device)
+        self.observer: Observer = observer or Silent()
+        self.folder, self.record = folder, record
+        self.broadcast: Adapter | None = None
+        self.best: Scored | None = None
+        self.refused: list[Refusal] = []
+        self.rounds: list[RoundReport] = []
+        self._record: ArrayRecord | None = None
+        self._opened: Opened | None = None
+        self._closed: Closed | None = None
+        self._shadows: dict[str, Adapter] | None = None
+
+    # What Flower calls, in its order
+
+    def summary(self) -> None:
+        """Log what will be done."""
+        how = (self.plan.rule, self.plan.space, self.plan.optimizer)
+        logger.info("rule %s, space %s, server optimizer %s", *how)
+        shares = (self.settings.fraction, self.settings.quorum)
+        logger.info("asks %g of the silos, needs %g of those", *shares)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Draw the round's silos, wait for their nodes, and make their messages.
+
+        Raises:
+            RoundFailed: too few nodes are connected after `wait_seconds`.
+            WireError: `arrays` is no record of tensors.
+        """
+        began = time.monotonic()
+        self._closed = self._shadows = None
+        self._receive(arrays)
+        self.observer.phase("waiting for nodes")
+        asked = self.asker.choose(grid, server_round)
+        messages = self.asker.train(asked, arrays, config, server_round)
+        report = RoundReport(server_round, asked.silos)
+        report.seconds["wait"] = time.monotonic() - began
+        report.bytes_down = sum(count_bytes(message.content) for message in messages)
+        sent = tuple((message.metadata, silo) for message, silo in zip(messages, asked.nodes, strict=True))
+        self._opened = Opened(asked, sent, report, time.monotonic())
+        self.observer.round_started(server_round, list(asked.silos))
+        self.observer.phase("training")
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies as they come in, and merge those admitted.
+
+        Raises:
+            RoundFailed: too few replies for the quorum, or a merge that failed; the broadcast is as it was.
+        """
+        opened, received = self._opened, self.broadcast
+        if opened is None or received is None or opened.report.round != server_round:
+            raise RoundFailed(f"round {server_round} was not opened: configure_train comes first")
+        self._opened = None
+        try:
+            admitted = gather(opened, received, replies, self.terms, self.observer)
+            self._merge(opened.report, received, admitted)
+        except RoundFailed as failure:
+            opened.report.failed = str(failure)
+            self._close(opened.report)
+            raise
+        self._close(opened.report)
+        return self._record, average([a.metrics for a in admitted], [a.examples for a in admitted])
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask all nodes to score the new broadcast, where that was asked for."""
+        return self.asker.evaluate(grid, arrays, config, server_round) if self.evaluate else []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The mean of each metric over the nodes, weighted by examples; nodes that fail are left out."""
+        scores: list[dict[str, float]] = []
+        for reply in replies:
+            try:
+                scores.append(read_scores(reply))
+            except WireError as problem:
+                logger.warning(
+                    "round %d: evaluation at node %d: %s", server_round, reply.metadata.src_node_id, problem
+                )
+        return average(scores, [score[EXAMPLES] for score in scores]) if scores else None
+
+    # What is read afterwards
+
+    @property
+    def last_replies(self) -> list[Admitted]:
+        """The admitted replies of the last round, sorted by silo; empty while a round is open."""
+        return self._closed.replies if self._closed else []
+
+    @property
+    def shadow_adapters(self) -> dict[str, Adapter]:
+        """What each shadow makes of the last round's replies, by its name; merged when first asked for."""
+        if self._shadows is None and self._closed is not None:
+            self._shadows = self.merger.shadows(self._closed)
+        return self._shadows or {}
+
+    def score(self, round: int, adapter: Adapter, summary: Summary | None) -> None:
+        """Note the validation scores of what `round` made; the best so far is kept in `best`."""
+        if summary is not None and summary.better_than(self.best.summary if self.best else None):
+            self.best = Scored(round, adapter, summary)
+
+    # One round
+
+    def _receive(self, arrays: ArrayRecord) -> None:
+        """Read the adapter that Flower hands in, unless it is the one that we made."""
+        if arrays is self._record:
+            return
+        first = self.broadcast is None
+        self.broadcast = Adapter(from_record(arrays), self.lora)
+        self._record = arrays
+        if first and self.folder is not None:
+            self.folder.write_round(0, self.broadcast)
+
+    def _merge(self, report: RoundReport, received: Adapter, replies: list[Admitted]) -> None:
+        """Merge the admitted replies into the next broadcast."""
+        self.observer.phase("merging")
+        began = time.monotonic()
+        weights = weights_of(
+            [reply.examples for reply in replies], self.settings.weighting, self.settings.weight_cap
+        )
+        report.admit(replies, weights)
+        report.received = summarize({reply.silo: reply.metrics for reply in replies}, RECEIVED, "validation")
+        self.score(report.round - 1, received, report.received)
+        self._write_deltas(report, replies)
+        self._closed = Closed(report.round, received, replies, weights)
+        self.broadcast, report.merge = self.merger.step(self._closed)
+        self._record = to_record(self.broadcast.tensors)
+        report.seconds["merge"] = time.monotonic() - began - report.seconds.get("write", 0.0)
+
+    def _write_deltas(self, report: RoundReport, replies: list[Admitted]) -> None:
+        """Write the deltas down before they are merged, where that is wanted."""
+        began = time.monotonic()
+        if self.folder is not None and self.record:
+            for reply in replies:
+                self.folder.write_delta(report.round, reply.silo, reply.delta)
+        report.seconds["write"] = time.monotonic() - began
+
+    def _close(self, report: RoundReport) -> None:
+        """Write the round, and report it."""
+        began = time.monotonic()
+        if self.folder is not None and self.broadcast is not None and not report.failed:
+            silos = {silo: entry["weight"] for silo, entry in report.admitted.items()}
+            self.folder.write_round(
+                report.round, self.broadcast, optimizer=self.merger.state, state={"silos": silos}
+            )
+        report.seconds["write"] = report.seconds.get("write", 0.0) + time.monotonic() - began
+        self.rounds.append(report)
+        self.refused.extend(report.refused)
+        logger.info("%s", report.failed or report.sentence())
+        self.observer.round_closed(report.to_dict())

@@ -1,0 +1,216 @@
+"""The base: the frozen pretrained model and its tokenizer, from the package, a folder or the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from fedmerge.errors import ConfigError
+from fedmerge.silo.fingerprint import fingerprint_of
+from fedmerge.silo.settings import BaseSettings
+
+Architecture = Literal["causal-lm", "encoder"]
+"""What a task needs of a base: next-token logits, or hidden states."""
+
+BUILTIN = Path(__file__).parent / "builtin" / "base"
+
+_AUTO_CLASSES: dict[str, Any] = {"causal-lm": AutoModelForCausalLM, "encoder": AutoModel}
+_NOT_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base.
+
+    Args:
+        model: in evaluation mode, all parameters frozen, on its device.
+        tokenizer: with a pad token.
+        folder: its files.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+
+
+def base_folder(settings: BaseSettings) -> Path:
+    """The folder with the base's files; a Hub id is fetched where the Hub can be reached.
+
+    Raises:
+        ConfigError: there is no such folder, or the Hub's files are neither here nor to be had.
+    """
+    model = settings.model
+    folder = BUILTIN if model == "builtin" else Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if model == "builtin" or folder.is_dir():
+        raise ConfigError(f"base.model = {model!r}: {str(folder)!r} holds no model (no config.json)")
+    if folder.is_absolute() or model.startswith((".", "~")):
+        raise ConfigError(f"base.model = {model!r}: there is no such folder")
+    return _from_hub(model)
+
+
+def check_fingerprint(settings: BaseSettings) -> str:
+    """The base's fingerprint.
+
+    Raises:
+        ConfigError: it isn't the one that `base.fingerprint` asks for.
+    """
+    found = fingerprint_of(base_folder(settings))
+    if settings.fingerprint not in {"", found}:
+        raise ConfigError(
+            f"base.fingerprint = {settings.fingerprint!r}, but base {settings.model!r} has {found!r}: "
+            "other weights, or another tokenizer"
+        )
+    return found
+
+
+def load_base(settings: BaseSettings, architecture: Architecture, device: torch.device) -> Base:
+    """Load weights and tokenizer.
+
+    Args:
+        settings: model, dtype, quantization.
+        architecture: "causal-lm" for next-token logits, "encoder" for hidden states.
+        device: where the weights go.
+
+    Raises:
+        ConfigError: not found, not loadable, or weights are missing from the files.
+    """
+    folder = base_folder(settings)
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, settings.dtype),
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
+    if settings.quantization != "none":
+        options["quantization_config"] = _quantization(settings)
+    if settings.quantization != "none" or device.type == "cuda":
+        options["device_map"] = {"": device}
+    with _told_as_config_error(settings), _no_progress_bar():
+        model, report = _AUTO_CLASSES[architecture].from_pretrained(
+            folder, output_loading_info=True, **options
+        )
+    _check_complete(settings, architecture, report["missing_keys"])
+    model.requires_grad_(False)
+    model.config.use_cache = False  # of keys and values, for generation only
+    return Base(model.eval(), load_tokenizer(settings), folder)
+
+
+def load_tokenizer(settings: BaseSettings) -> PreTrainedTokenizerBase:
+    """The base's tokenizer; where it has no pad token, the end token pads (padding is masked anyway).
+
+    Raises:
+        ConfigError: not found or not loadable.
+    """
+    with _told_as_config_error(settings):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            base_folder(settings), local_files_only=True, trust_remote_code=False
+        )
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def outline_base(settings: BaseSettings, architecture: Architecture) -> PreTrainedModel:
+    """The base's modules on torch's meta device: names and shapes without weights.
+
+    Raises:
+        ConfigError: not found, or of an architecture that the task can't use.
+    """
+    with _told_as_config_error(settings), torch.device("meta"):
+        config = AutoConfig.from_pretrained(
+            base_folder(settings), local_files_only=True, trust_remote_code=False
+        )
+        model: PreTrainedModel = _AUTO_CLASSES[architecture].from_config(config)
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `train.device`: "auto" takes a GPU where torch sees one.
+
+    Raises:
+        ConfigError: a GPU is asked for that torch doesn't see.
+    """
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"train.device = {name!r}: torch sees {torch.cuda.device_count()} GPUs in this process"
+        )
+    return device
+
+
+def _from_hub(model: str) -> Path:
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", *_NOT_WEIGHTS]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(model, allow_patterns=["pytorch_model*.bin", *_NOT_WEIGHTS]))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as err:
+        raise ConfigError(
+            f"base.model = {model!r} is no folder here, and the Hub's copy is not to be had "
+            f"({type(err).__name__}). With a network: `hf download {model}`; without one: copy the files "
+            "over and give their folder, or point HF_HOME at a cache that holds them"
+        ) from err
+    return folder
+
+
+def _quantization(settings: BaseSettings) -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"base.quantization = {settings.quantization!r} needs bitsandbytes: `pip install bitsandbytes`, "
+            "or base.quantization = 'none'"
+        )
+    if settings.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
+    )
+
+
+def _check_complete(settings: BaseSettings, architecture: Architecture, missing: set[str]) -> None:
+    # Pooled outputs are never used: embeddings are means over the tokens.
+    lost = sorted(name for name in missing if "pooler" not in name)
+    if lost:
+        raise ConfigError(
+            f"base.model = {settings.model!r} has no weights for {', '.join(lost[:3])}"
+            f"{' ...' if lost[3:] else ''}, which a {architecture} needs: choose another base or task.kind"
+        )
+
+
+@contextmanager
+def _told_as_config_error(settings: BaseSettings) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as err:
+        raise ConfigError(f"base.model = {settings.model!r} can't be loaded: {err}") from err
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""What fedmerge brings along: a small base, and text that every Python carries."""

@@ -1,0 +1,54 @@
+"""What the server asks of a silo, and what the silo answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedmerge.adapters import Adapter
+
+
+@dataclass(frozen=True)
+class Order:
+    """One piece of work for one silo.
+
+    Args:
+        silo: whose data to use.
+        round: from 1; 0 outside of rounds.
+        seed: of the run.
+        epochs: passes over the silo's rows; exactly one of epochs and steps is above 0 where it trains.
+        steps: optimizer steps.
+        stream: a label mixed into the random seed; "" in rounds.
+        splits: held-out splits to score on, of "validation" and "test".
+        labels: the labels that all silos agreed on; empty where the task has none.
+        deadline_seconds: training stops so many seconds after the order's start; 0 is without limit.
+    """
+
+    silo: str
+    round: int = 0
+    seed: int = 0
+    epochs: int = 0
+    steps: int = 0
+    stream: str = ""
+    splits: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    deadline_seconds: float = 0.0
+
+    @property
+    def place(self) -> str:
+        """Where an error happened, for its sentence."""
+        return f"silo {self.silo!r}, round {self.round}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A silo's answer to a train order.
+
+    Args:
+        delta: trained minus received, with the names, shapes and dtypes of the broadcast.
+        examples: rows the silo trained on.
+        metrics: "received/<split>/<name>" scores of the broadcast, and "train_loss", "steps", "seconds".
+    """
+
+    delta: Adapter
+    examples: int
+    metrics: dict[str, float] = field(default_factory=dict)

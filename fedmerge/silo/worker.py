@@ -1,0 +1,243 @@
+"""The one facade of a silo's work: cards, training, scores. One worker in a process, one base in a worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fedmerge.adapters import Adapter
+from fedmerge.errors import ConfigError, nearest
+from fedmerge.silo.base import check_fingerprint, load_base, load_tokenizer, pick_device
+from fedmerge.silo.data import SiloData, labels_of, pooled
+from fedmerge.silo.evaluation import evaluate
+from fedmerge.silo.lora import AdaptedModel, read_adapter, write_adapter
+from fedmerge.silo.memory import Memory
+from fedmerge.silo.order import Order, Trained
+from fedmerge.silo.seeding import use_deterministic_algorithms
+from fedmerge.silo.settings import SiloSettings
+from fedmerge.silo.split import Split
+from fedmerge.silo.tasks import Task, task_class
+from fedmerge.silo.training import autocast_dtype, fit
+
+__all__ = ["POOLED", "Order", "Trained", "Worker"]
+
+POOLED = "pooled"
+"""The name under which all silos' rows together are served, where there is more than one silo."""
+
+MEMORY_BYTES = 2 << 30
+"""The most that is kept of encoded rows and trunks, before those unused for longest are forgotten."""
+
+SPLITS = ("train", "validation", "test")
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Trains and scores any of the silos it holds.
+
+    The base is loaded once, at the first use. An order's result depends on the order, the broadcast
+    and the silo's rows alone, never on what was done before. Orders are taken one at a time.
+
+    Args:
+        settings: of the run; the same for all silos.
+        silos: the rows at hand, by silo name.
+
+    Raises:
+        ConfigError: no silo, an unknown task, or a device that isn't there.
+    """
+
+    def __init__(self, settings: SiloSettings, silos: Mapping[str, SiloData]) -> None:
+        """Check what can be checked without loading anything."""
+        if not silos:
+            raise ConfigError("a worker needs the rows of at least one silo")
+        self.settings = settings
+        self._silos = dict(silos)
+        self._task_class = task_class(settings.task.kind)
+        self._device = pick_device(settings.train.device)
+        self._tasks: dict[tuple[str, ...], Task] = {}
+        self._splits: Memory[Split] = Memory(MEMORY_BYTES, lambda split: split.bytes)
+        self._lock = threading.Lock()
+        use_deterministic_algorithms()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the base's weights and tokenizer; ConfigError where it isn't the configured one."""
+        return check_fingerprint(self.settings.base)
+
+    @property
+    def device(self) -> str:
+        """Where silos train: "cpu" or "cuda"."""
+        return self._device.type
+
+    @property
+    def gpu_seen(self) -> bool:
+        """Whether torch sees a GPU in this process, used or not."""
+        return torch.cuda.is_available()
+
+    def cards(self) -> list[dict[str, Any]]:
+        """What the server may know of each silo: name, number of rows of each split, labels."""
+        return [self._card(self._silos[name]) for name in sorted(self._silos)]
+
+    def load(self) -> None:
+        """Load the base now: a process that forks does so first, and all workers share its memory.
+
+        It runs on one thread: OpenMP threads that live in a process do not survive in its forks.
+        """
+        torch.set_num_threads(1)
+        _ = self._model
+
+    def train(self, broadcast: Adapter, order: Order) -> Trained:
+        """Score the broadcast, train from it, and give the difference.
+
+        Args:
+            broadcast: the adapter to start from.
+            order: silo, amount, seeds, splits to score on.
+
+        Returns:
+            trained minus received, in the broadcast's dtypes, and the broadcast's scores.
+
+        Raises:
+            ConfigError: unknown silo, unfit rows, or a loss that is not finite.
+            AdapterMismatch: the broadcast does not fit this silo's base and adapter settings.
+        """
+        began = time.monotonic()
+        with self._lock:
+            order = self._begin(order)
+            scores = self._scores({"received": broadcast}, order)
+            write_adapter(self._model, broadcast, self._head(order))
+            task, rows = self._task(order.labels), self._split(order, "train")
+            result = fit(self._model, task, rows, self.settings.train, order, began=began)
+            delta = difference(read_adapter(self._model), broadcast)
+        metrics = scores | {"steps": float(result.steps), "seconds": time.monotonic() - began}
+        if result.steps:
+            metrics["train_loss"] = result.loss
+        logger.info("%s: %d steps in %.1f s", order.place, result.steps, metrics["seconds"])
+        return Trained(delta, len(self._rows(order.silo, "train")), metrics)
+
+    def evaluate(self, candidates: Mapping[str, Adapter], order: Order) -> dict[str, float]:
+        """Scores of several adapters on the silo's held-out splits.
+
+        Returns:
+            "<candidate>/<split>/<name>" -> value; a split without rows has no scores.
+
+        Raises:
+            ConfigError: unknown silo or unfit rows.
+            AdapterMismatch: a candidate does not fit this silo's base and adapter settings.
+        """
+        with self._lock:
+            return self._scores(candidates, self._begin(order))
+
+    def _begin(self, order: Order) -> Order:
+        """The order with its silo's name, after what a worker's first order has to wait for."""
+        order = replace(order, silo=self._name(order.silo))
+        _ = self._model
+        # The number of threads changes bits, and is a matter of the thread that computes.
+        torch.set_num_threads(self.settings.train.threads)
+        return order
+
+    def _scores(self, candidates: Mapping[str, Adapter], order: Order) -> dict[str, float]:
+        task = self._task(order.labels)
+        scores: dict[str, float] = {}
+        for candidate, adapter in candidates.items():
+            write_adapter(self._model, adapter, self._head(order))
+            for name in order.splits:
+                if not self._rows(order.silo, name):
+                    continue
+                held_out = self._split(order, name)
+                size = self.settings.train.evaluation_batch_size
+                found = evaluate(self._model, task, held_out, lambda: self._split(order, "train"), size)
+                scores |= {f"{candidate}/{name}/{key}": value for key, value in found.items()}
+        return scores
+
+    @cached_property
+    def _model(self) -> AdaptedModel:
+        settings = self.settings
+        base = load_base(settings.base, self._task_class.architecture, self._device)
+        longest = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest and settings.train.max_length > longest:
+            raise ConfigError(
+                f"train.max-length = {settings.train.max_length}: the base takes at most {longest} tokens"
+            )
+        return AdaptedModel(base, settings, autocast_dtype(settings.train.autocast, self._device))
+
+    def _task(self, labels: tuple[str, ...]) -> Task:
+        if labels not in self._tasks:
+            task = self._task_class(self.settings, self._tokenizer, labels)
+            task.prepare(self._model)
+            self._tasks[labels] = task
+        return self._tasks[labels]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.settings.base)
+
+    def _head(self, order: Order) -> dict[str, torch.Tensor]:
+        hidden = self._model.base.config.get_text_config().hidden_size
+        return self._task_class.initial_head(self.settings, hidden, order.labels)
+
+    def _split(self, order: Order, name: str) -> Split:
+        key: Hashable = (order.silo, name, order.labels)
+        return self._splits.get(key, lambda: self._encode(order, name))
+
+    def _encode(self, order: Order, name: str) -> Split:
+        rows = self._rows(order.silo, name)
+        try:
+            examples = self._task(order.labels).encode(rows)
+        except ConfigError as err:
+            raise ConfigError(f"silo {order.silo!r}, {name}: {err}") from err
+        split = Split(examples, self._tokenizer.pad_token_id or 0, self._model.device)
+        if not self.settings.train.cache_trunk:
+            return split
+        return split.with_trunk(self._model, self.settings.train.evaluation_batch_size)
+
+    def _rows(self, silo: str, split: str) -> Any:
+        if split not in SPLITS:
+            raise ConfigError(f"silo {silo!r}: no split {split!r}; {nearest(split, SPLITS)}")
+        return getattr(
+            self._pooled if silo == POOLED and silo not in self._silos else self._silos[silo], split
+        )
+
+    @cached_property
+    def _pooled(self) -> SiloData:
+        return pooled(self._silos)
+
+    def _name(self, asked: str) -> str:
+        """The silo an order means: "" is the only one there is."""
+        if not asked and len(self._silos) == 1:
+            return next(iter(self._silos))
+        known = {*self._silos, *([POOLED] if len(self._silos) > 1 else [])}
+        if asked not in known:
+            raise ConfigError(f"no silo {asked!r} here; {nearest(asked, known)}")
+        return asked
+
+    def _card(self, silo: SiloData) -> dict[str, Any]:
+        column = self.settings.data.label
+        rows = [*silo.train, *silo.validation, *silo.test]
+        return {
+            "name": silo.name,
+            "examples": len(silo.train),
+            "validation": len(silo.validation),
+            "test": len(silo.test),
+            "labels": labels_of(rows, column) if column else None,
+        }
+
+
+def difference(trained: Adapter, received: Adapter) -> Adapter:
+    """Trained minus received, in received's dtypes; subtracted in float32, or float64 where received is.
+
+    Example:
+        >>> difference(Adapter({"a": torch.tensor([3.0])}), Adapter({"a": torch.tensor([1.0])})).tensors
+        {'a': tensor([2.])}
+    """
+    tensors = {}
+    for name, before in received.tensors.items():
+        dtype = torch.float64 if before.dtype == torch.float64 else torch.float32
+        tensors[name] = (trained.tensors[name].to(dtype) - before.to(dtype)).to(before.dtype)
+    return Adapter(tensors, received.lora)

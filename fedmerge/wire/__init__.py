@@ -1,0 +1,1 @@
+"""What leaves the process: adapter files, and the records that Flower carries."""

@@ -1,0 +1,74 @@
+"""Who answers: the "fedmerge" record of a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedmerge.wire.fields import LONGEST_SENTENCE, read, silo_name
+from fedmerge.wire.schema import shown
+
+FEDMERGE = "fedmerge"
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who answers: the "fedmerge" record of a reply.
+
+    Args:
+        silo: its name; "" in Flower apps that know none.
+        round: of the instruction that is answered; -1 where the app does not say.
+        fingerprint: of the base that the silo trained on; "" where unknown.
+        device: "cpu" or "cuda"; "" where unknown.
+        gpu_seen: whether the process that answers sees a GPU.
+        failure: class name of the exception that ended the silo's work; "" where it went well.
+        sentence: what the exception said; only in simulations, as it may name private things.
+    """
+
+    silo: str = ""
+    round: int = -1
+    fingerprint: str = ""
+    device: str = ""
+    gpu_seen: bool = False
+    failure: str = ""
+    sentence: str = ""
+
+    @property
+    def complaint(self) -> str:
+        """Why the silo failed, on one line and not too long: its sentence, or the exception's name."""
+        sentence = " ".join(self.sentence.split())[:LONGEST_SENTENCE]
+        return sentence if sentence.isprintable() and sentence else f"failed with {shown(self.failure)}"
+
+    def to_config(self) -> ConfigRecord:
+        """The "fedmerge" record."""
+        record = ConfigRecord({"silo": self.silo, "round": self.round, "fingerprint": self.fingerprint})
+        record["device"], record["gpu-seen"] = self.device, self.gpu_seen
+        if self.failure:
+            record["failure"], record["sentence"] = self.failure, self.sentence
+        return record
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Sender:
+        """Read a "fedmerge" record.
+
+        Raises:
+            WireError: a key has a value of another type.
+        """
+        return cls(
+            silo=silo_name(read(config, "silo", str, "")),
+            round=read(config, "round", int, -1),
+            fingerprint=read(config, "fingerprint", str, ""),
+            device=read(config, "device", str, ""),
+            gpu_seen=read(config, "gpu-seen", bool, False),
+            failure=read(config, "failure", str, ""),
+            sentence=read(config, "sentence", str, ""),
+        )
+
+
+def read_sender(content: RecordDict) -> Sender:
+    """Who answers; an empty `Sender` for Flower apps that send no "fedmerge" record."""
+    record = content.get(FEDMERGE)
+    return Sender.from_config(record) if isinstance(record, ConfigRecord) else Sender()

@@ -1,0 +1,102 @@
+import json
+
+import pytest
+import torch
+
+from fedmerge import config
+from fedmerge.adapters import Adapter
+from fedmerge.cli import plan
+from fedmerge.cli.base import Shape
+from fedmerge.silo.settings import TrainSettings
+
+SHAPE = Shape(
+    parameters=1_000_000_000,
+    hidden=2048,
+    layers=16,
+    heads=32,
+    vocabulary=32_000,
+    context=2048,
+    bytes_each=2.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("train", "packed", "steps"),
+    [
+        (TrainSettings(steps=7), True, 7),
+        (TrainSettings(epochs=2, batch_size=8), False, 26),
+        (TrainSettings(epochs=1, batch_size=8, accumulate=4), False, 4),
+        (TrainSettings(epochs=1), True, None),
+    ],
+)
+def test_steps(train: TrainSettings, packed: bool, steps: int | None) -> None:
+    assert plan.steps_of(100, train, packed=packed) == steps
+
+
+@pytest.mark.parametrize(("encoding", "up"), [("exact", 3 * 26), ("bf16", 3 * 14), ("fp16", 3 * 14)])
+def test_traffic(encoding: str, up: int) -> None:
+    adapter = Adapter({"a": torch.zeros(2, 3), "b": torch.zeros(1, dtype=torch.bfloat16)})
+    assert plan.traffic_of(adapter, 3, encoding) == plan.Traffic(2, 7, 26, 3 * 26, up)
+
+
+def test_memory_grows_with_what_it_depends_on() -> None:
+    def estimate(*sets: str, workers: int = 1) -> int:
+        read = config.read_config(config.overlay(sets=["train.max-length=1024", *sets]))
+        return plan.memory_estimate(SHAPE, read, 5_000_000, workers)
+
+    plain = estimate()
+    assert plain > 2_000_000_000
+    assert estimate("train.batch-size=16") > plain
+    assert plain < estimate(workers=2) < 2 * plain
+    assert estimate("train.checkpointing=true") < plain
+    assert estimate("train.autocast=bf16") < plain
+
+
+@pytest.fixture
+def project(fedmerge, tmp_path, monkeypatch) -> None:
+    fedmerge("init", tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+
+
+def test_a_dry_run_trains_nothing(fedmerge, project, tmp_path) -> None:
+    result = fedmerge("simulate", "simulation.toml", "--dry-run")
+    assert result.exit_code == 0, result.output
+    for said in (
+        "harbour",
+        "kitchen",
+        "Send ",
+        "parameters",
+        "builtin at",
+        "memory",
+        "disk",
+        "alone, pooled",
+    ):
+        assert said in result.stdout
+    assert not (tmp_path / "project" / "runs").exists()
+
+
+def test_json_of_a_dry_run(fedmerge, project) -> None:
+    payload = json.loads(fedmerge("simulate", "simulation.toml", "--dry-run", "--json").stdout)
+    assert payload["dry_run"] is True
+    assert [silo["name"] for silo in payload["silos"]] == ["harbour", "kitchen"]
+    assert payload["traffic"]["down_bytes"] == 2 * payload["traffic"]["adapter_bytes"]
+    assert payload["needs"]["workers"] >= 1
+
+
+def test_labels_of_a_classification(fedmerge, project) -> None:
+    """A trained head is as wide as the silos' labels together."""
+    sets = [
+        part
+        for setting in (
+            "task.kind=classification",
+            "task.head=linear",
+            "data.label=silo",
+            "train.packing=false",
+        )
+        for part in ("--set", setting)
+    ]
+    result = fedmerge("simulate", "simulation.toml", *sets, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    without = json.loads(fedmerge("simulate", "simulation.toml", "--dry-run", "--json").stdout)
+    extra = json.loads(result.stdout)["traffic"]["parameters"] - without["traffic"]["parameters"]
+    assert extra == 2 * (256 + 1)

@@ -1,0 +1,218 @@
+import json
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedmerge import client_app, server_app
+from fedmerge.config import read_config
+from fedmerge.engine.executors import InProcess
+from fedmerge.engine.grid import LocalGrid
+from fedmerge.engine.identity import server_identity
+from fedmerge.errors import ConfigError, RoundFailed
+from fedmerge.server.streaming import StreamingGrid
+from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.scoring import Scores
+from fedmerge.wire.files import load_adapter
+from fedmerge.wire.protocol import FEDMERGE, METRICS, read_instruction
+
+
+class Silos:
+    """Every node's ClientApp in this process; notes the orders that go out, and may spoil replies."""
+
+    def __init__(self, flat, nodes=None, spoil=None):
+        self.flat, self.nodes = flat, nodes or {7: {}}
+        self.spoil = spoil or (lambda message, reply: reply)
+        self.orders = []
+
+    def serve(self, message):
+        node = message.metadata.dst_node_id
+        if message.metadata.message_type != "query":
+            self.orders.append((message.metadata.message_type, node, read_instruction(message.content)))
+        context = Context(1, node, dict(self.nodes[node]), RecordDict(), dict(self.flat))
+        return self.spoil(message, client_app.app(message, context))
+
+    def run(self, observer=None):
+        grid = LocalGrid(InProcess(self.serve), sorted(self.nodes), run_id=1)
+        with server_identity(run_id=1):
+            return conduct(read_config(self.flat), StreamingGrid(grid), observer)
+
+    def trained(self, *streams):
+        return [order for kind, _, order in self.orders if kind == "train" and order.stream in streams]
+
+
+def broadcast(folder, round):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "rounds" / f"{round:04d}" / "broadcast.safetensors")
+
+
+def test_the_app_runs_what_its_context_says(tiny_flat, tmp_path):
+    flat = tiny_flat(run__rounds=1, run__baselines="")
+    grid = LocalGrid(InProcess(Silos(flat).serve), [7], run_id=1)
+    with server_identity(run_id=1):
+        server_app.app(grid, Context(1, 1, {}, RecordDict(), flat))
+    assert list(json.loads((tmp_path / "run" / "result.json").read_text())["candidates"]) == [
+        "base",
+        "merged",
+    ]
+
+
+def test_an_error_leaves_the_app_so_that_flower_says_failed(tiny_flat):
+    flat = tiny_flat(data__source="/nowhere/rows.jsonl")
+    grid = LocalGrid(InProcess(Silos(flat).serve), [7], run_id=1)
+    with server_identity(run_id=1), pytest.raises(RoundFailed, match=r"data\.source"):
+        server_app.app(grid, Context(1, 1, {}, RecordDict(), flat))
+
+
+def test_one_round_alone_is_the_delta_that_was_sent_and_trains_nothing_more(tiny_flat, tmp_path):
+    silos = Silos(tiny_flat(run__rounds=1, run__baselines="alone", run__record=True))
+    result = silos.run()
+    assert len(silos.trained("")) == 3 and not silos.trained("alone", "pooled")
+    assert {"alone/birds", "alone/rocks", "alone/ships"} < set(result["candidates"])
+    assert len({row["mean"] for row in result["candidates"].values()}) == 5
+
+
+def test_more_rounds_alone_and_pooled_train_as_much_as_all_rounds_together(tiny_flat):
+    silos = Silos(tiny_flat(run__rounds=2))
+    silos.run()
+    assert [(order.silo, order.steps) for order in silos.trained("alone")] == [
+        ("birds", 6), ("rocks", 6), ("ships", 6),
+    ]  # fmt: skip
+    assert [(order.silo, order.steps) for order in silos.trained("pooled")] == [("pooled", 18)]
+
+
+def test_baselines_in_epochs(tiny_flat):
+    silos = Silos(tiny_flat(run__rounds=2, train__steps=0, train__epochs=1))
+    silos.run()
+    assert [order.epochs for order in silos.trained("alone", "pooled")] == [2, 2, 2, 2]
+    assert {order.steps for order in silos.trained("alone", "pooled")} == {0}
+
+
+def test_a_baseline_that_fails_is_left_out(tiny_flat):
+    def no_pooled(message, reply):
+        if reply.content[FEDMERGE]["silo"] != "pooled":
+            return reply
+        failed = ConfigRecord({"failure": "ValueError", "sentence": "as wished"})
+        return Message(RecordDict({FEDMERGE: failed}), reply_to=message)
+
+    result = Silos(tiny_flat(), spoil=lambda m, r: r if is_query(m) else no_pooled(m, r)).run()
+    assert "pooled" not in result["candidates"] and "alone/birds" in result["candidates"]
+
+
+def is_query(message):
+    return message.metadata.message_type == "query"
+
+
+def test_a_silo_that_does_not_score_at_the_end_is_left_out_of_the_table(tiny_flat):
+    def silent(message, reply):
+        late = message.metadata.message_type == "evaluate" and reply.content[FEDMERGE]["silo"] == "rocks"
+        failed = ConfigRecord({"failure": "ValueError"})
+        return Message(RecordDict({FEDMERGE: failed}), reply_to=message) if late else reply
+
+    result = Silos(tiny_flat(run__baselines=""), spoil=silent).run()
+    assert set(result["candidates"]["merged"]["test"]) == {"birds", "ships"}
+
+
+def test_no_scores_at_all_fail_the_run(tiny_flat):
+    def silent(message, reply):
+        if message.metadata.message_type != "evaluate":
+            return reply
+        return Message(RecordDict({FEDMERGE: ConfigRecord({"failure": "ValueError"})}), reply_to=message)
+
+    with pytest.raises(RoundFailed, match="no silo scored"):
+        Silos(tiny_flat(run__baselines=""), spoil=silent).run()
+
+
+def test_the_result_is_a_peft_adapter_that_says_where_it_comes_from(tiny_flat, tmp_path):
+    result = Silos(tiny_flat(run__baselines="", run__keep="last")).run()
+    adapter = load_adapter(result["adapter"])
+    last = broadcast(tmp_path / "run", 2)
+    assert adapter.tensors.keys() == last.keys()
+    assert all(torch.equal(adapter.tensors[name], last[name]) for name in last)
+    assert (adapter.lora.rank, adapter.lora.alpha) == (2, 4.0)
+    metadata = {key: adapter.metadata[key] for key in ("rule", "space", "task", "round")}
+    assert metadata == {"rule": "fedavg()", "space": "product()", "task": "causal-lm", "round": "2"}
+    assert len(adapter.metadata["fingerprint"]) == 64
+
+
+def worse_at_the_end(message, reply):
+    """Say that what the last round made is worse than everything before."""
+    if message.metadata.message_type == "evaluate":
+        reply.content[METRICS]["received/validation/bits_per_byte"] += 1.0
+    return reply
+
+
+@pytest.mark.parametrize(("keep", "kept", "round"), [("best", "merged/1", 1), ("last", "merged", 2)])
+def test_an_earlier_round_is_kept_where_it_was_better(tiny_flat, tmp_path, keep, kept, round):
+    flat = tiny_flat(run__baselines="", run__keep=keep, train__learning_rate=0.01)
+    result = Silos(flat, spoil=worse_at_the_end).run()
+    assert result["kept"] == kept
+    assert {"merged", "merged/1"} < set(result["candidates"])
+    expected = broadcast(tmp_path / "run", round)
+    tensors = load_adapter(result["adapter"]).tensors
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_of_equally_good_rounds_the_last_is_best():
+    scores = {f"{name}/validation/loss": value for name, value in (("merged/1", 1.0), ("merged", 1.0))}
+    assert Scores({"a": scores}).best(("merged/1", "merged")) == "merged"
+    assert (
+        Scores({"a": scores | {"merged/1/validation/loss": 0.9}}).best(("merged/1", "merged")) == "merged/1"
+    )
+    assert Scores({"a": {}}).best(("merged/1", "merged")) == "merged"
+
+
+@pytest.fixture
+def hospitals(tiny_rows, tmp_path):
+    """The node-configs of two deployed silos."""
+    lines = tiny_rows.read_text().splitlines(keepends=True)
+    configs = {}
+    for node, (name, rows) in enumerate(
+        {"hospital-a": lines[:30], "hospital-b": lines[30:60]}.items(), start=7
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(rows))
+        configs[node] = {"silo": name, "data": str(path)}
+    return configs
+
+
+def test_in_a_deployment_each_node_serves_its_silo_and_baselines_are_not_trained(tiny_flat, hospitals):
+    silos = Silos(tiny_flat(), nodes=hospitals)
+    result = silos.run()
+    assert result["silos"] == ["hospital-a", "hospital-b"]
+    assert {(node, order.silo) for _, node, order in silos.orders} == {(7, "hospital-a"), (8, "hospital-b")}
+    assert [name for name in result["candidates"] if not name.startswith("merged")] == ["base"]
+
+
+def test_a_deployment_waits_for_the_silos_it_names(tiny_flat, hospitals):
+    silos = Silos(tiny_flat(data__silos="hospital-a, hospital-b"), nodes=hospitals)
+    grid = LocalGrid(InProcess(silos.serve), [7], run_id=1)
+    looks = []
+
+    def late():
+        looks.append(1)
+        return [7] if len(looks) < 4 else [7, 8]
+
+    grid.get_node_ids = late
+    with server_identity(run_id=1):
+        result = conduct(read_config(silos.flat), StreamingGrid(grid))
+    assert result["silos"] == ["hospital-a", "hospital-b"]
+
+
+def test_no_node_fails_the_run_after_the_wait(tiny_flat):
+    grid = LocalGrid(InProcess(Silos({}).serve), [], run_id=1)
+    with pytest.raises(RoundFailed, match=r"no node connected within 0\.3 seconds"):
+        conduct(read_config(tiny_flat(strategy__wait_seconds=0.3)), StreamingGrid(grid))
+
+
+def test_silos_on_another_base_are_refused_before_anything_is_trained(tiny_flat):
+    def other_base(message, reply):
+        if is_query(message):
+            reply.content[FEDMERGE]["fingerprint"] = "f" * 64
+        return reply
+
+    silos = Silos(tiny_flat(), spoil=other_base)
+    with pytest.raises(ConfigError, match=r"base\.model must be the same"):
+        silos.run()
+    assert not silos.orders
