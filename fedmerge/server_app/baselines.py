@@ -17,7 +17,7 @@ from fedmerge.adapters import Adapter
 from fedmerge.config import Config
 from fedmerge.errors import WireError
 from fedmerge.server.reading import arrays_of
-from fedmerge.server_app.errands import Errands
+from fedmerge.server_app.errands import Errand
 from fedmerge.wire.protocol import Instruction, instruction_content
 from fedmerge.wire.records import from_record, to_record
 from fedmerge.wire.schema import Schema
@@ -30,55 +30,65 @@ POOLED = "pooled"
 
 @dataclass(frozen=True)
 class Baselines:
-    """Trains what a run-config's `run.baselines` names.
+    """What a run-config's `run.baselines` names.
 
     Args:
         config: the run's.
-        errands: reach the silos.
+        silos: their names.
+        names: the baselines that are wanted.
         initial: the adapter that round 1 received.
         instruction: round 0, with what all train messages of the run have in common.
     """
 
     config: Config
-    errands: Errands
+    silos: tuple[str, ...]
+    names: tuple[str, ...]
     initial: Adapter
     instruction: Instruction
 
-    def train(self, first_deltas: Mapping[str, Adapter]) -> dict[str, Adapter]:
-        """The baselines' adapters, as "alone/<silo>" and "pooled"; what could not be trained is left out.
+    def known(self, first_deltas: Mapping[str, Adapter]) -> dict[str, Adapter]:
+        """The silos alone, "alone/<silo>", where round 1 was the only round: they need no further training.
 
         Args:
-            first_deltas: of round 1 by silo; where it was the only round, the silos alone train no further.
+            first_deltas: of round 1 by silo.
         """
-        orders: dict[str, Instruction] = {}
-        adapters: dict[str, Adapter] = {}
-        if POOLED in self.config.run.baselines:  # first, as it takes longest
-            orders[POOLED] = self._pooled()
-        if ALONE in self.config.run.baselines:
-            if self.config.run.rounds == 1:
-                adapters = {f"{ALONE}/{silo}": self._stepped(delta) for silo, delta in first_deltas.items()}
-            else:
-                orders |= {silo: self._alone(silo) for silo in self.errands.roster.names}
-        return adapters | self._run(orders)
+        if ALONE not in self.names or self.config.run.rounds > 1:
+            return {}
+        return {f"{ALONE}/{silo}": self._stepped(delta) for silo, delta in first_deltas.items()}
 
-    def _run(self, orders: Mapping[str, Instruction]) -> dict[str, Adapter]:
+    def errands(self) -> dict[str, Errand]:
+        """What is still to be trained, by the adapter's name; the pooled one first, as it takes longest."""
         broadcast = to_record(self.initial.tensors)
-        contents = {silo: instruction_content(broadcast, order) for silo, order in orders.items()}
-        timeout = sum(order.deadline_seconds for order in orders.values())  # there may be one node for all
-        adapters: dict[str, Adapter] = {}
-        for silo, content in self.errands.run(contents, "train", timeout_seconds=timeout):
-            try:
-                adapters[silo if silo == POOLED else f"{ALONE}/{silo}"] = self._stepped(self._delta(content))
-            except WireError as err:
-                logger.warning("baseline of %r is left out: %s", silo, err)
-        return dict(sorted(adapters.items()))
+        return {
+            name: Errand(order.silo, "train", instruction_content(broadcast, order))
+            for name, order in self._orders().items()
+        }
+
+    @property
+    def seconds(self) -> float:
+        """The longest that all of them may train: there may be one node for all."""
+        return sum(order.deadline_seconds for order in self._orders().values())
+
+    def read(self, name: str, content: RecordDict) -> dict[str, Adapter]:
+        """The adapter that a silo trained, by its name; none, with a warning, where the reply is unfit."""
+        try:
+            return {name: self._stepped(self._delta(content))}
+        except WireError as err:
+            logger.warning("baseline %r is left out: %s", name, err)
+            return {}
+
+    def _orders(self) -> dict[str, Instruction]:
+        orders = {POOLED: self._pooled()} if POOLED in self.names else {}
+        if ALONE in self.names and self.config.run.rounds > 1:
+            orders |= {f"{ALONE}/{silo}": self._alone(silo) for silo in self.silos}
+        return orders
 
     def _alone(self, silo: str) -> Instruction:
         rounds = self.config.run.rounds
         return self._scaled(replace(self.instruction, silo=silo, stream=ALONE), rounds, rounds)
 
     def _pooled(self) -> Instruction:
-        rounds, silos = self.config.run.rounds, len(self.errands.roster.names)
+        rounds, silos = self.config.run.rounds, len(self.silos)
         order = replace(self.instruction, silo=POOLED, stream=POOLED)
         return self._scaled(order, rounds, rounds * silos)
 

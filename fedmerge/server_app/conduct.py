@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,9 @@ from fedmerge.server.strategy import MergeStrategy
 from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
+from fedmerge.server_app.finale import Finale
 from fedmerge.server_app.muster import Muster, expects_gpu, muster
-from fedmerge.server_app.scoring import score
+from fedmerge.server_app.scoring import Scores
 from fedmerge.silo.lora import initial_adapter
 from fedmerge.wire.protocol import Instruction
 from fedmerge.wire.records import to_record
@@ -82,8 +83,11 @@ class _Run:
     initial: Adapter
     instruction: Instruction
 
-    def errands(self) -> Errands:
-        return Errands(self.grid, self.silos.roster)
+    @property
+    def baselines(self) -> Baselines:
+        """What the run is compared with; nothing in a deployment, where no node may see another's rows."""
+        wanted = self.config.run.baselines if self.silos.roster.shared else ()
+        return Baselines(self.config, self.silos.roster.names, wanted, self.initial, self.instruction)
 
 
 def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer) -> _Run:
@@ -112,14 +116,10 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     with clock.phase("rounds"):
         rounds, deadline = run.config.run.rounds, run.config.strategy.deadline_seconds
         strategy.start(run.grid, to_record(run.initial.tensors), rounds, timeout=deadline)
-    errands = run.errands()
-    with clock.phase("baselines"):
-        baselines = _baselines(run, errands, strategy)
-    with clock.phase("evaluation"):
-        run.observer.phase("scoring")
-        candidates = outcome.candidates(strategy, run.initial, baselines)
-        order = dataclasses.replace(run.instruction, round=rounds, epochs=0, steps=0)
-        scores = score(errands, candidates, order, timeout_seconds=deadline)
+    errands = Errands(run.grid, run.silos.roster)
+    with clock.phase("scoring"):
+        run.observer.phase("training the baselines and scoring" if run.baselines.names else "scoring")
+        candidates, scores = _score(run, errands, strategy)
     ended = outcome.Ended(run.config, run.silos, strategy, candidates, scores)
     path = run.folder.write_adapter(
         ended.adapter(), base_model=run.config.silo.base.model, task_type=outcome.task_type(run.config)
@@ -146,10 +146,10 @@ def _strategy(run: _Run) -> MergeStrategy:
     )
 
 
-def _baselines(run: _Run, errands: Errands, strategy: MergeStrategy) -> Mapping[str, Adapter]:
-    """The baselines' adapters; none in a deployment, where no node may see another's rows."""
-    if not run.config.run.baselines or not run.silos.roster.shared:
-        return {}
-    run.observer.phase("training the baselines")
-    first_deltas = {reply.silo: reply.delta for reply in strategy.last_replies}
-    return Baselines(run.config, errands, run.initial, run.instruction).train(first_deltas)
+def _score(run: _Run, errands: Errands, strategy: MergeStrategy) -> tuple[dict[str, Adapter], Scores]:
+    """All adapters that the run ends with, and their scores."""
+    order = dataclasses.replace(run.instruction, round=run.config.run.rounds, epochs=0, steps=0)
+    finale = Finale(errands, run.baselines, order, run.config.strategy.deadline_seconds)
+    known = run.baselines.known({reply.silo: reply.delta for reply in strategy.last_replies})
+    trained, scores = finale.run(outcome.candidates(strategy, run.initial, known))
+    return outcome.candidates(strategy, run.initial, known | trained), scores

@@ -27,8 +27,17 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Errand:
+    """One message to one silo: "train" or "evaluate"."""
+
+    silo: str
+    message_type: str
+    content: RecordDict
+
+
+@dataclass(frozen=True)
 class Errands:
-    """Sends each silo its message and yields what comes back.
+    """Sends silos their messages and yields what comes back.
 
     Args:
         grid: of the run.
@@ -41,34 +50,46 @@ class Errands:
     traffic: Traffic = field(default_factory=Traffic)
 
     def run(
-        self, contents: Mapping[str, RecordDict], message_type: str, *, timeout_seconds: float
+        self, errands: Mapping[str, Errand], *, timeout_seconds: float
     ) -> Iterator[tuple[str, RecordDict]]:
-        """Send, and yield each silo's reply as it comes; silos that fail are logged and left out.
+        """Send all, and yield each reply as it comes; what fails is logged and left out.
 
         Args:
-            contents: of the message to each silo, by name.
-            message_type: "train" or "evaluate".
+            errands: by a key of the caller's; they are begun in this order.
             timeout_seconds: for all of them together.
+
+        Yields:
+            The errand's key and the content of the reply.
         """
-        homes = self.roster.assign(list(contents), list(self.grid.get_node_ids()))
-        messages = {
-            silo: Message(contents[silo], node, message_type, ttl=timeout_seconds, group_id=message_type)
-            for silo, node in homes.items()
-        }
+        messages = self._messages(errands, timeout_seconds)
         self.traffic.down += sum(count_bytes(message.content) for message in messages.values())
-        waiting = set(contents)
+        waiting = dict(errands)
         replies = self.grid.send_and_receive(list(messages.values()), timeout=timeout_seconds)
-        asked = {message.metadata.message_id: silo for silo, message in messages.items()}
+        asked = {message.metadata.message_id: key for key, message in messages.items()}
         for reply in replies:
-            silo = asked.get(reply.metadata.reply_to_message_id, "")
-            if silo not in waiting:  # to no message of ours, or for the second time
+            key = asked.get(reply.metadata.reply_to_message_id, "")
+            if key not in waiting:  # to no message of ours, or for the second time
                 continue
-            waiting.discard(silo)
-            content = self._content(silo, reply)
+            content = self._content(waiting.pop(key).silo, reply)
             if content is not None:
-                yield silo, content
+                yield key, content
         if waiting:
-            logger.warning("no reply to a %s message from %s", message_type, ", ".join(sorted(waiting)))
+            logger.warning("no reply to: %s", ", ".join(sorted(waiting)))
+
+    def _messages(self, errands: Mapping[str, Errand], timeout_seconds: float) -> dict[str, Message]:
+        silos = sorted({errand.silo for errand in errands.values()})
+        homes = self.roster.assign(silos, list(self.grid.get_node_ids()))
+        return {
+            key: Message(
+                errand.content,
+                homes[errand.silo],
+                errand.message_type,
+                ttl=timeout_seconds,
+                group_id=errand.message_type,
+            )
+            for key, errand in errands.items()
+            if errand.silo in homes
+        }
 
     def _content(self, silo: str, reply: Message) -> RecordDict | None:
         problem = _problem(reply, reveal=self.roster.shared)

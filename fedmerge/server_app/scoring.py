@@ -1,53 +1,73 @@
-"""The final evaluation: every candidate on every silo's validation and test rows, in one message a silo."""
+"""The final evaluation: every candidate on every silo's rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flwr.app import RecordDict
+
 from fedmerge.adapters import Adapter
-from fedmerge.errors import RoundFailed
 from fedmerge.server.reading import metrics_of, numbers_of
 from fedmerge.server.scores import Summary, metric_of, summarize
-from fedmerge.server_app.errands import Errands
+from fedmerge.server_app.errands import Errand
 from fedmerge.wire.protocol import RECEIVED, Instruction, instruction_content
 from fedmerge.wire.records import to_record
 
 SPLITS = ("validation", "test")
+BASE = "base"
 MERGED = "merged"
 
 
-def score(
-    errands: Errands, candidates: Mapping[str, Adapter], instruction: Instruction, *, timeout_seconds: float
-) -> Scores:
-    """Have every silo score every candidate.
+@dataclass(frozen=True)
+class Ballot:
+    """Candidates that one message asks each silo to score.
 
     Args:
-        errands: reach the silos.
-        candidates: adapters by name; one is "merged".
-        instruction: with fingerprint, seed and labels of the run.
-        timeout_seconds: for all silos together.
-
-    Raises:
-        RoundFailed: no silo answered with scores.
+        candidates: adapters by name, at least one.
+        splits: that they are scored on.
     """
-    records = {name: to_record(adapter.tensors) for name, adapter in candidates.items()}
-    merged = records.pop(MERGED)  # travels as every broadcast does, and comes back as "received"
-    contents = {
-        silo: instruction_content(merged, replace(instruction, silo=silo, splits=SPLITS), candidates=records)
-        for silo in errands.roster.names
+
+    candidates: Mapping[str, Adapter]
+    splits: tuple[str, ...]
+
+    def errands(self, silos: Iterable[str], instruction: Instruction) -> dict[str, Errand]:
+        """The message to each silo, by silo."""
+        # The first one travels as every broadcast does, and comes back as "received".
+        first, *others = (to_record(adapter.tensors) for adapter in self.candidates.values())
+        named = dict(zip(list(self.candidates)[1:], others, strict=True))
+        return {
+            silo: Errand(
+                silo,
+                "evaluate",
+                instruction_content(
+                    first, replace(instruction, silo=silo, splits=self.splits), candidates=named
+                ),
+            )
+            for silo in silos
+        }
+
+    def read(self, content: RecordDict) -> dict[str, float]:
+        """A silo's figures, "<candidate>/<split>/<name>" -> value."""
+        first, received = next(iter(self.candidates)), RECEIVED + "/"
+        return {
+            f"{first}/{key.removeprefix(received)}" if key.startswith(received) else key: value
+            for key, value in numbers_of(metrics_of(content)).items()
+        }
+
+
+def ballots(candidates: Mapping[str, Adapter], *, has_test_rows: bool) -> list[Ballot]:
+    """The messages that have all candidates scored.
+
+    What a run may keep is scored on validation rows too, which decide; the others only where they are shown.
+    """
+    decided = {
+        name: adapter for name, adapter in candidates.items() if name.partition("/")[0] in (MERGED, BASE)
     }
-    metrics: dict[str, dict[str, float]] = {}
-    for silo, content in errands.run(contents, "evaluate", timeout_seconds=timeout_seconds):
-        metrics[silo] = {_renamed(key): value for key, value in numbers_of(metrics_of(content)).items()}
-    if not metrics:
-        raise RoundFailed("no silo scored the final candidates; the log says why. All adapters are intact")
-    return Scores(dict(sorted(metrics.items())))
-
-
-def _renamed(key: str) -> str:
-    return MERGED + key.removeprefix(RECEIVED) if key.startswith(RECEIVED + "/") else key
+    others = {name: adapter for name, adapter in candidates.items() if name not in decided}
+    shown = ("test",) if has_test_rows else ("validation",)
+    return [Ballot(group, splits) for group, splits in ((decided, SPLITS), (others, shown)) if group]
 
 
 @dataclass(frozen=True)

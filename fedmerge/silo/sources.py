@@ -53,8 +53,9 @@ def _builtin(settings: DataSettings) -> dict[str, Rows]:
     splits: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
     for silo in chosen_names(settings) or corpus.DEFAULT_SILOS:
         for document in corpus.silo_documents(silo):
-            row = {"text": document.text, "silo": silo, "name": document.name}
-            splits[corpus.split_of(document.name)].append(row)
+            split = corpus.split_of(document.name)
+            text = document.text if split == "train" else document.text[: corpus.LONGEST_HELD_OUT]
+            splits[split].append({"text": text, "silo": silo, "name": document.name})
     return dict(splits)
 
 

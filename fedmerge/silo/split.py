@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from fedmerge.silo.lora import AdaptedModel
-from fedmerge.silo.tasks.task import Batch, Example, collate
+from fedmerge.silo.tasks.task import Batch, Example, collate, padded
 from fedmerge.silo.trunk import check_same
 
 
@@ -41,7 +40,7 @@ class Split:
         batch = collate([self.examples[row] for row in rows], self.pad, self.device)
         if self.trunk is None:
             return batch
-        return batch.with_trunk(pad_sequence([self.trunk[row] for row in rows], batch_first=True))
+        return batch.with_trunk(padded([self.trunk[row] for row in rows], 0.0))
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """All rows once, those of like length together so that little is padded."""

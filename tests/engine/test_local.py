@@ -73,11 +73,13 @@ def test_what_a_run_leaves_behind(config):
     assert [name for name in result["candidates"] if name != "merged/1"] == [*names, "merged", "pooled"]
     assert result["metric"] == "bits_per_byte" and result["higher_is_better"] is False
     assert result["silos"] == ["birds", "rocks", "ships"]
-    for row in result["candidates"].values():
-        assert set(row["test"]) == set(row["validation"]) == {"birds", "rocks", "ships"}
+    for name, row in result["candidates"].items():
+        assert set(row["test"]) == {"birds", "rocks", "ships"}
+        # Validation rows decide between rounds; other candidates have no need of them.
+        assert set(row["validation"]) == (set(row["test"]) if name.startswith(("base", "merged")) else set())
         assert row["worst"] == max(row["test"].values())
         assert row["mean"] == pytest.approx(sum(row["test"].values()) / 3)
-    assert set(result["seconds"]) == {"setup", "rounds", "baselines", "evaluation"}
+    assert set(result["seconds"]) == {"setup", "rounds", "scoring"}
     assert result["bytes_up"] > 0 and result["bytes_down"] > 0 and result["refused"] == []
     assert [report["round"] for report in result["rounds"]] == [1, 2]
     assert (folder / "adapter" / "adapter_config.json").is_file()
@@ -117,7 +119,7 @@ def test_a_worker_that_dies_costs_its_silo_and_changes_no_bit_of_the_rest(config
     one = run_local(config("one", engine__workers=1, strategy__quorum=0.6))
     two = run_local(config("two", engine__workers=2, strategy__quorum=0.6))
     assert adapter_hash(one) == adapter_hash(two)
-    for folder, reason in ((one, "ValueError"), (two, "crashed")):
+    for folder, reason in ((one, "as wished"), (two, "crashed")):
         refused = result_of(folder)["refused"]
         assert [(each["round"], each["silo"]) for each in refused] == [(1, "rocks"), (2, "rocks")]
         assert all(reason in each["reason"] for each in refused)

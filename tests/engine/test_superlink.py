@@ -1,6 +1,7 @@
 """The private SuperLink. What starts Flower for real takes half a minute and is marked slow."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,8 +125,11 @@ def test_minilm_with_dropout_gives_the_same_bits_on_both_engines(tiny_flat, tiny
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_as_failed_with_its_sentence(tiny_flat):
-    with pytest.raises(RoundFailed, match=r"finished:failed.*data\.source"):
+    with pytest.raises(RoundFailed, match=r"finished:failed.*data\.source") as raised:
         run_flower(read_config(tiny_flat(data__source="/nowhere/rows.jsonl")))
+    log = Path(re.search(r"log: (.*)\)", str(raised.value))[1])
+    assert "SuperLink" in log.read_text(errors="replace")
+    log.unlink()
     assert not flower_processes()
 
 

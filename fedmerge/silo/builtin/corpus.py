@@ -23,6 +23,9 @@ SILOS = ("asyncio", "unittest", "xml", PROSE, "email", "multiprocessing", "encod
 
 DEFAULT_SILOS = SILOS[:4]
 
+LONGEST_HELD_OUT = 16_000
+"""Characters of a validation or test document that are used: one long file is not to stand for its silo."""
+
 _EXCLUDED_PACKAGES = {"site-packages", "dist-packages", "test", "pydoc_data", "__pycache__"}
 _TEST_FOLDERS = {"test", "tests", "idle_test", "_bundled"}
 _HELD_OUT_PERCENT = 10
