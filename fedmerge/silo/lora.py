@@ -133,6 +133,8 @@ class AdaptedModel:
 def write_adapter(model: AdaptedModel, adapter: Adapter, head: Mapping[str, Tensor]) -> None:
     """Replace everything that trains by an adapter's values; old gradients are dropped.
 
+    The rank is the adapter's: a merge in `product(rank=k)` may have raised it above `lora.rank`.
+
     Args:
         model: changed in place.
         adapter: as broadcast.
@@ -142,14 +144,13 @@ def write_adapter(model: AdaptedModel, adapter: Adapter, head: Mapping[str, Tens
         AdapterMismatch: other names or shapes, or another LoRA scaling.
     """
     expected = {
-        **{name: p.shape for name, p in model.factors.items()},
+        **{name: _of_rank(name, model.factors, adapter) for name in model.factors},
         **{n: t.shape for n, t in head.items()},
     }
     _check_fits(model, adapter, expected)
-    with torch.no_grad():
-        for name, parameter in model.factors.items():
-            parameter.copy_(adapter.tensors[name])
-            parameter.grad = None
+    for name, parameter in model.factors.items():
+        parameter.data = adapter.tensors[name].to(parameter.device, parameter.dtype, copy=True)
+        parameter.grad = None
     model.head = {
         name: nn.Parameter(adapter.tensors[name].to(model.device, torch.float32, copy=True)) for name in head
     }
@@ -197,6 +198,16 @@ def _attach(base: Base, settings: LoraSettings, targets: Sequence[str]) -> peft.
         network = peft.get_peft_model(base.model, config, autocast_adapter_dtype=True)
     assert isinstance(network, peft.PeftModel)
     return network.eval()
+
+
+def _of_rank(name: str, factors: Mapping[str, Tensor], adapter: Adapter) -> torch.Size:
+    """A factor's shape at the rank that the adapter has in this pair; A has it first, B last."""
+    ours, other = factors[name].shape, name.replace(".lora_B.", ".lora_A.")
+    given = adapter.tensors.get(other)
+    if given is None or not len(given) or given.shape[1:] != factors[other].shape[1:]:
+        return ours
+    rank = len(given)
+    return torch.Size((rank, *ours[1:]) if name == other else (ours[0], rank, *ours[2:]))
 
 
 def _check_fits(model: AdaptedModel, adapter: Adapter, expected: Mapping[str, torch.Size]) -> None:

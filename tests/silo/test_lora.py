@@ -202,6 +202,25 @@ def test_the_outline_and_the_model_agree(tiny_bert: Path, silo_settings: Setting
     assert adapter.lora == model.lora
 
 
+def test_an_adapter_of_higher_rank(tiny_llama: Path, silo_settings: Settings) -> None:
+    settings = silo_settings(tiny_llama)
+    model, adapter = adapted(settings), filled(initial_adapter(settings))
+    tokens = torch.arange(12).view(1, 12)
+    with torch.no_grad():
+        write_adapter(model, adapter, {})
+        before = model.network(input_ids=tokens).logits
+        # The same update, in factors of twice the rank: half of B with each of two copies of A.
+        twice = {
+            name: torch.cat([t, t]) if ".lora_A." in name else torch.cat([t, t], dim=1) / 2
+            for name, t in adapter.tensors.items()
+        }
+        write_adapter(model, Adapter(twice, adapter.lora.of_rank(2 * adapter.lora.rank)), {})
+        assert torch.allclose(model.network(input_ids=tokens).logits, before, atol=1e-5)
+        assert same(read_adapter(model), Adapter(twice))
+        write_adapter(model, adapter, {})
+        assert torch.equal(model.network(input_ids=tokens).logits, before)
+
+
 def broken(adapter: Adapter, how: str) -> Adapter:
     tensors, name = dict(adapter.tensors), next(iter(adapter.tensors))
     if how == "missing":
