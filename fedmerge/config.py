@@ -181,7 +181,8 @@ def parse_set(text: str) -> tuple[str, Scalar]:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    if not isinstance(parsed, Scalar):
+    wants_text = isinstance(_defaults().get(key.strip()), str)
+    if not isinstance(parsed, Scalar) or (wants_text and not isinstance(parsed, str)):
         parsed = value.strip()
     return key.strip(), parsed
 

@@ -107,6 +107,7 @@ def tiny_flat(
             "run.rounds": 2,
             "run.output": str(tmp_path / "run"),
             "run.baselines": "alone, pooled",
+            "strategy.shadows": "",
             "base.model": str(tiny_base),
             "data.source": str(tiny_rows),
             "data.silos": "",

@@ -114,6 +114,23 @@ def test_a_silo_that_does_not_score_at_the_end_is_left_out_of_the_table(tiny_fla
     assert set(result["candidates"]["merged"]["test"]) == {"birds", "ships"}
 
 
+def test_scores_that_are_none_leave_the_silo_out_and_end_nothing(tiny_flat):
+    def empty(message, reply):
+        if message.metadata.message_type == "evaluate" and reply.content[FEDMERGE]["silo"] == "rocks":
+            del reply.content[METRICS]
+        return reply
+
+    result = Silos(tiny_flat(run__baselines=""), spoil=empty).run()
+    assert set(result["candidates"]["merged"]["test"]) == {"birds", "ships"}
+
+
+def test_a_shadow_that_fails_is_left_out_and_ends_nothing(tiny_flat):
+    shadows = "task_arithmetic(scale=1e42) @ factors(); ties(density=0.5) @ factors()"
+    result = Silos(tiny_flat(run__baselines="", strategy__shadows=shadows)).run()
+    names = [name for name in result["candidates"] if name.startswith("shadow/")]
+    assert names == ["shadow/ties(density=0.5) @ factors()"]
+
+
 def test_no_scores_at_all_fail_the_run(tiny_flat):
     def silent(message, reply):
         if message.metadata.message_type != "evaluate":

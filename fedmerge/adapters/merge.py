@@ -80,6 +80,7 @@ def merge(
     round: int = 0,
     device: torch.device | str = "auto",
     kernel: str = "auto",
+    finite: bool = False,
 ) -> Merged:
     """Merge deltas by a rule in a space: the same bits in whatever order they are given.
 
@@ -97,6 +98,7 @@ def merge(
         device: "auto" is CUDA where there is any; the result is on the CPU.
         kernel: "plain" for the composition of a rule's stages; "auto" for the fastest there is, which as yet
             is the same.
+        finite: the caller has seen to it that no delta holds NaN or Inf: they are not read once more for it.
 
     Returns:
         The next adapter in the received dtype, its delta, and a report.
@@ -118,7 +120,7 @@ def merge(
     given = _given(deltas)
     clients = _clients(given, check_weights(weights, len(given)), names)
     start = None if received is None else as_adapter(received)
-    start, admitted = _together(start, clients, space)
+    start, admitted = _together(start, clients, space, finite)
     context = Context(
         weights=torch.tensor([client.weight for client in clients], dtype=torch.float64),
         silos=tuple(client.name for client in clients),
@@ -181,17 +183,17 @@ def _checked_names(names: Sequence[str], count: int) -> list[str]:
 
 
 def _together(
-    received: Adapter | None, clients: Sequence[_Client], space: Space
+    received: Adapter | None, clients: Sequence[_Client], space: Space, finite: bool
 ) -> tuple[Adapter | None, list[Adapter]]:
     """Check that all belong together, and give each the LoRA settings that they share."""
     deltas = {client.label: client.delta for client in clients}
     apart = space.mixed_ranks and received is None
     if apart:
-        check_together(None, deltas, mixed_ranks=True)
+        check_together(None, deltas, mixed_ranks=True, finite=finite)
         return None, list(deltas.values())
     everyone = list(deltas.items()) + ([] if received is None else [("the received adapter", received)])
     lora = agreed_lora(reversed(everyone), "adapters of different settings merge offline, in product() only")
-    check_together(received, deltas)
+    check_together(received, deltas, finite=finite)
     admitted = [replace(delta, lora=lora) for delta in deltas.values()]
     return (None if received is None else replace(received, lora=lora)), admitted
 

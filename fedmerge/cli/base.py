@@ -55,9 +55,12 @@ def shape_of(settings: BaseSettings, folder: Path) -> Shape:
     from fedmerge.silo.fingerprint import weight_files
 
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-    each = _QUANTIZED_BYTES.get(settings.quantization, _BYTES.get(settings.dtype, 4.0))
+    files = weight_files(folder)
+    parameters = sum(_parameters(path) for path in files)
+    stored = sum(path.stat().st_size for path in files) / max(1, parameters)  # what dtype "auto" loads
+    each = _QUANTIZED_BYTES.get(settings.quantization, _BYTES.get(settings.dtype, stored))
     return Shape(
-        parameters=sum(_parameters(path) for path in weight_files(folder)),
+        parameters=parameters,
         hidden=int(config.hidden_size),
         layers=int(config.num_hidden_layers),
         heads=int(config.num_attention_heads),

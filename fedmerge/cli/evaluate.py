@@ -102,16 +102,20 @@ def check_labels(adapter: Adapter, labels: Sequence[str]) -> None:
     Raises:
         AdapterMismatch: the adapter has a head and was trained on other labels.
     """
-    trained_on = _labels(adapter)
-    has_head = any(name.startswith("head.") for name in adapter.tensors)
-    if has_head and trained_on and trained_on != list(labels):
+    trained_on = labels_of(adapter)
+    if has_head(adapter) and trained_on and trained_on != list(labels):
         raise AdapterMismatch(
             f"the adapter's head was trained on {len(trained_on)} labels ({trained_on[0]!r} first), "
             f"the simulation's silos agree on {len(labels)} ({labels[0] if labels else 'none'!r} first)"
         )
 
 
-def _labels(adapter: Adapter) -> list[str]:
+def has_head(adapter: Adapter) -> bool:
+    """Whether a classification head travels in the adapter."""
+    return any(name.startswith("head.") for name in adapter.tensors)
+
+
+def labels_of(adapter: Adapter) -> list[str]:
     """The labels that an adapter says it was trained on."""
     text = adapter.metadata.get("labels", "[]")
     try:

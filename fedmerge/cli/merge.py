@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedmerge.cli.evaluate import has_head, labels_of
 from fedmerge.cli.manner import Outcome, count
 from fedmerge.errors import AdapterMismatch, ConfigError
 
@@ -35,6 +36,7 @@ def merge(
 
     loaded = [fedmerge.load_adapter(adapter) for adapter in adapters]
     base = common_base(adapters, loaded, base)
+    check_heads(adapters, loaded)
     merged = fedmerge.merge(loaded, shares, rule=rule, space=space, seed=seed)
     metadata = {key: text for key, text in merged.adapter.metadata.items() if key != "round"}
     adapter = replace(merged.adapter, metadata=metadata | {"rule": rule, "space": space})
@@ -46,7 +48,7 @@ def merge(
         "space": space,
         "weights": shares or [1.0] * len(adapters),
         "tensors": len(adapter.tensors),
-        "report": merged.report,
+        "report": asdict(merged.report),
     }
     told = f"{count(len(adapters), 'adapter')} merged by {rule} in {space}: {output.absolute()}"
     return Outcome(payload, [told])
@@ -104,3 +106,26 @@ def common_base(names: Sequence[str], adapters: Sequence[Adapter], given: str = 
             listed = ", ".join(f"{name} on {value[:60]!r}" for name, value in known.items())
             raise AdapterMismatch(f"the adapters were trained on different bases: {listed}")
     return given or next(iter(known.values()), "")
+
+
+def check_heads(names: Sequence[str], adapters: Sequence[Adapter]) -> None:
+    """Refuse heads that were trained on other labels: they may fit, and no output would mean a label.
+
+    Args:
+        names: of the adapters, for the sentence.
+        adapters: as loaded; those without a head, or that name no labels, go along.
+
+    Raises:
+        AdapterMismatch: two heads with other labels, or the same in another order.
+    """
+    told = {
+        name: labels_of(adapter) for name, adapter in zip(names, adapters, strict=True) if has_head(adapter)
+    }
+    known = [(name, labels) for name, labels in told.items() if labels]
+    for name, labels in known[1:]:
+        first, expected = known[0]
+        if labels != expected:
+            raise AdapterMismatch(
+                f"the heads were trained on different labels: {first} on {len(expected)} ({expected[0]!r} "
+                f"first), {name} on {len(labels)} ({labels[0]!r} first)"
+            )

@@ -192,7 +192,9 @@ def _run(config: Config, sampled: int) -> dict[str, Any]:
 
 
 def _silo_plan(config: Config, card: Mapping[str, Any]) -> SiloPlan:
-    packed = config.silo.task.kind == "causal-lm" and config.silo.train.packing
+    data = config.silo.data
+    plain_text = config.silo.task.kind == "causal-lm" and not (data.messages or data.prompt)
+    packed = plain_text and config.silo.train.packing  # chats and completions are never packed
     steps = steps_of(card["examples"], config.silo.train, packed=packed)
     return SiloPlan(card["name"], card["examples"], card["validation"], card["test"], steps)
 

@@ -50,7 +50,7 @@ def simulate(
     folder = _run(config, engine)
     result = read_result(folder)
     seconds = round(time.perf_counter() - STARTED, 1)
-    following = next_command(simulation, sets, config)
+    following = next_command(simulation, sets, config, strategy)
     payload = {**result, "folder": folder, "total_seconds": seconds, "next": following}
     return Outcome(payload, shown(result, folder, seconds, following))
 
@@ -95,19 +95,24 @@ def _refused(result: Mapping[str, Any]) -> str:
     return f"; {replies} refused, metrics.jsonl says why" if count else ""
 
 
-def next_command(simulation: str, sets: Sequence[str], config: Config) -> str:
+def next_command(simulation: str, sets: Sequence[str], config: Config, strategy: str = "") -> str:
     """A command that is worth trying after this run: all as it was, but another rule.
+
+    Its folder is another one, too: that of this run is taken.
 
     Args:
         simulation: as given on the command line.
         sets: likewise.
         config: of the run that has ended.
+        strategy: as given on the command line; it may set more than the rule.
     """
     used = config.strategy.rule.partition("(")[0]
     other = next(rule for rule in _OTHER_RULES if not rule.startswith(used + "("))
-    kept = [text for text in sets if not text.replace(" ", "").startswith("strategy.rule=")]
+    changed = ("strategy.rule=", "run.output=")
+    kept = [text for text in sets if not text.replace(" ", "").startswith(changed)]
     settings = [word for text in (*kept, f"strategy.rule={other}") for word in ("--set", text)]
-    return shlex.join(["fedmerge", "simulate", *filter(None, [simulation]), *settings])
+    files = [*filter(None, [simulation]), *(["--strategy", strategy] if strategy else [])]
+    return shlex.join(["fedmerge", "simulate", *files, *settings])
 
 
 def _run(config: Config, engine: Engine) -> Path:

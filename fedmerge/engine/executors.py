@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Protocol
 
 from flwr.app import Error, Message
@@ -162,6 +163,14 @@ class Forked:
         self._idle.append(self._nursery.worker())
 
 
-def can_fork() -> bool:
-    """Whether forking is safe: no other Python thread may hold a lock, and macOS's libraries dislike it."""
-    return hasattr(os, "fork") and sys.platform != "darwin" and threading.active_count() == 1
+def can_fork(threads: int = 1) -> bool:
+    """Whether forking is safe: no other Python thread may hold a lock, and macOS's libraries dislike it.
+
+    Args:
+        threads: that a fork computes on. With more than one, a pool of OpenMP threads that lives here would
+            be waited for in the fork, where it does not exist.
+    """
+    if not hasattr(os, "fork") or sys.platform == "darwin" or threading.active_count() > 1:
+        return False
+    tasks = Path("/proc/self/task")
+    return threads == 1 or (tasks.is_dir() and len(list(tasks.iterdir())) == 1)

@@ -125,11 +125,11 @@ def _executor(config: Config) -> Iterator[Executor]:
     if count > 1:
         station.worker.load()
         _end_progress_monitor()
-    if count > 1 and can_fork():
+    if count > 1 and can_fork(config.silo.train.threads):
         executor = Forked(serve, count, _silo_of)
     else:
         if count > 1:
-            logger.info("another thread runs here, or there is no fork: the silos train one after the other")
+            logger.info("threads run here already, or there is no fork: the silos train one after the other")
         executor = InProcess(serve)
     try:
         yield executor

@@ -94,16 +94,15 @@ class RunFolder:
         """
         folder = self.round_folder(round)
         with storage.writing(folder):
-            files = {"broadcast.safetensors": broadcast.tensors, "optimizer.safetensors": optimizer or {}}
-            hashes = {
-                name: storage.write_tensors(folder / name, tensors)
-                for name, tensors in files.items()
-                if tensors
-            }
+            tensors = {"broadcast.safetensors": broadcast.tensors, "optimizer.safetensors": optimizer or {}}
+            files = {name: storage.tensors_bytes(values) for name, values in tensors.items() if values}
+            hashes = {name: storage.sha256_of(data) for name, data in files.items()}
             for delta in sorted((folder / "deltas").glob("*.safetensors")):
                 hashes[f"deltas/{delta.name}"] = storage.hash_of(delta)
             record = {"round": round, "previous": self._last_state, "sha256": hashes, **(state or {})}
-            self._last_state = storage.write_json(folder / "state.json", record)
+            files["state.json"] = storage.json_bytes(record)
+            storage.write_together(folder, files)
+            self._last_state = storage.sha256_of(files["state.json"])
 
     def write_delta(self, round: int, silo: str, delta: Adapter) -> None:
         """Write one silo's delta down, before it is merged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 
 from fedmerge.adapters.adapter import Adapter
@@ -13,6 +14,8 @@ from fedmerge.rules import Rule
 from fedmerge.server.guard import Admitted
 from fedmerge.server.plan import Plan
 from fedmerge.server.reading import check_finite
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,13 @@ class Merger:
             merged = self.merged(closed, self.plan.rule, self.plan.space)
             adapter, state = self.plan.optimizer.step(closed.received, merged, self.state)
             for name, value in adapter.tensors.items():
-                check_finite(name, value)
+                if value is not merged.adapter.tensors.get(name):  # what the merge made, it has checked
+                    check_finite(name, value)
             # Flower's older apps know tensors by their position, so that stays what it was.
             adapter = replace(
                 adapter, tensors={name: adapter.tensors[name] for name in closed.received.tensors}
             )
-        except FedMergeError as err:
+        except (FedMergeError, RuntimeError) as err:  # torch's: out of memory, no convergence
             intact = f"The adapter of round {closed.round - 1} is intact"
             raise RoundFailed(f"round {closed.round}: the merge failed: {err}. {intact}") from err
         self.state = state
@@ -74,11 +78,15 @@ class Merger:
             seed=self.seed,
             round=closed.round,
             device=self.device,
+            finite=True,
         )
 
     def shadows(self, closed: Closed) -> dict[str, Adapter]:
-        """What each shadow of the plan makes of the same replies, by its name."""
-        return {
-            shadow.name: self.merged(closed, shadow.rule, shadow.space).adapter
-            for shadow in self.plan.shadows
-        }
+        """What each shadow of the plan makes of the same replies, by its name; none where it fails."""
+        adapters: dict[str, Adapter] = {}
+        for shadow in self.plan.shadows:
+            try:
+                adapters[shadow.name] = self.merged(closed, shadow.rule, shadow.space).adapter
+            except (FedMergeError, RuntimeError) as err:  # a comparison must not end the run
+                logger.warning("shadow %s is left out: %s", shadow.name, err)
+        return adapters

@@ -62,7 +62,10 @@ class Refuse:
         left, refused = dict(norms), {}
         while len(left) >= FEWEST:
             longest = max(left, key=lambda silo: (left[silo], silo))
-            if left[longest] <= self.times * statistics.median_low(left.values()):
+            middle = statistics.median_low(left.values())
+            if (
+                middle == 0 or left[longest] <= self.times * middle
+            ):  # where most learned nothing, none stands out
                 break
             refused[longest] = 0.0
             del left[longest]

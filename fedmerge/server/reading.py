@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -15,6 +15,9 @@ from fedmerge.wire.schema import shown
 
 MOST_EXAMPLES = 10**12
 """Training rows above this are no count of rows; 2^62 would silence every other silo."""
+
+LARGEST_METRIC = 1e100
+"""Sums of smaller numbers are finite, however many silos there are."""
 
 ERROR_CODES = {
     0: "unknown error",
@@ -74,12 +77,22 @@ def check_examples(value: object) -> float:
     return float(value)
 
 
-def norm_of(tensors: Iterable[Tensor]) -> float:
-    """The Euclidean length over all floating tensors, in float64."""
-    squares = [
-        float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors if t.is_floating_point()
-    ]
-    return math.sqrt(math.fsum(squares))
+def finite_norm(tensors: Mapping[str, Tensor]) -> float:
+    """The Euclidean length over all floating tensors, in float64.
+
+    Raises:
+        WireError: a value is NaN or infinite. Such a value spoils its tensor's length, so that values are
+            looked at one by one only where a length is not finite.
+    """
+    lengths = {
+        name: float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+    }
+    for name, length in lengths.items():
+        if not math.isfinite(length):
+            check_finite(name, tensors[name])
+    return math.sqrt(math.fsum(length**2 for length in lengths.values()))
 
 
 def subtract(trained: Tensor, received: Tensor) -> Tensor:
@@ -120,5 +133,9 @@ def metrics_of(content: RecordDict) -> MetricRecord:
 
 
 def numbers_of(metrics: MetricRecord) -> dict[str, float]:
-    """The metrics that are single numbers, in their names' order."""
-    return {key: float(value) for key, value in sorted(metrics.items()) if isinstance(value, int | float)}
+    """The metrics that are single numbers, in their names' order; what can't be summed up is NaN."""
+    return {key: _number(value) for key, value in sorted(metrics.items()) if isinstance(value, int | float)}
+
+
+def _number(value: float) -> float:
+    return float(value) if abs(value) < LARGEST_METRIC else math.nan

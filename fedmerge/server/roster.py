@@ -177,6 +177,6 @@ def check_devices(devices: Mapping[str, str], *, expects_gpu: bool) -> None:
     if expects_gpu and on_cpu:
         raise RoundFailed(
             f"the server sees a GPU, but {len(on_cpu)} of {len(devices)} ({shown(on_cpu[0])} first) compute "
-            f"on the CPU: Flower gives clients no GPU unless told to. Add {GPU_REMEDY} to flwr run, or set "
-            'train.device = "cpu"'
+            f"on the CPU: Flower gives clients no GPU unless told to. Add {GPU_REMEDY} to flwr run, or "
+            '--set engine.client-gpus=0.25 to fedmerge simulate, or set train.device = "cpu"'
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -41,15 +42,18 @@ class Summary:
 
 
 def metric_of(metrics: Iterable[str], candidate: str, split: str) -> str | None:
-    """The figure to compare, of the keys "<candidate>/<split>/<name>" of silos; None without scores.
+    """The figure to compare, of all silos' keys "<candidate>/<split>/<name>"; None without scores.
+
+    The one that most silos report, so that no single silo can choose it; of equally many the first of
+    `HIGHER_IS_BETTER`.
 
     Example:
         >>> metric_of(["received/validation/loss", "received/validation/accuracy"], "received", "validation")
         'accuracy'
     """
     prefix = f"{candidate}/{split}/"
-    names = {key.removeprefix(prefix) for key in metrics if key.startswith(prefix)}
-    return next((name for name in HIGHER_IS_BETTER if name in names), None)
+    votes = Counter(key.removeprefix(prefix) for key in metrics if key.startswith(prefix))
+    return max((name for name in HIGHER_IS_BETTER if votes[name]), key=lambda name: votes[name], default=None)
 
 
 def summarize(

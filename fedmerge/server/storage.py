@@ -18,7 +18,7 @@ import tomli_w
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError, WireError
-from fedmerge.wire.tensorfile import write_file
+from fedmerge.wire.tensorfile import write_file, write_files
 
 Scalar = str | int | float | bool
 LOCK = ".lock"
@@ -64,7 +64,18 @@ def write_bytes(path: Path, data: bytes) -> str:
     """Write a file whole or not at all; returns the SHA-256 of its bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, data)
+    return sha256_of(data)
+
+
+def sha256_of(data: bytes) -> str:
+    """SHA-256 of bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of one folder, each whole or not at all; where the last one is, the others are too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(folder, files)
 
 
 def write_text(path: Path, text: str) -> str:
@@ -74,16 +85,26 @@ def write_text(path: Path, text: str) -> str:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> str:
     """Write JSON, indented; returns its SHA-256."""
-    return write_text(path, to_json(value, indent=2) + "\n")
+    return write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A file of JSON, indented."""
+    return (to_json(value, indent=2) + "\n").encode()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], silo: str = "") -> str:
-    """Write a safetensors file, with a silo's name where there is one; returns its SHA-256.
+    """Write a safetensors file, with a silo's name where there is one; returns its SHA-256."""
+    return write_bytes(path, tensors_bytes(tensors, silo))
+
+
+def tensors_bytes(tensors: Mapping[str, Tensor], silo: str = "") -> bytes:
+    """A safetensors file, with a silo's name where there is one.
 
     Names of tensors may be any strings: a server optimizer's are "momentum/<name>".
     """
     dense = {name: _own(tensor) for name, tensor in tensors.items()}
-    return write_bytes(path, safetensors.torch.save(dense, {"silo": silo} if silo else None))
+    return safetensors.torch.save(dense, {"silo": silo} if silo else None)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -115,7 +136,7 @@ def file_name(silo: str) -> str:
     """
     quoted = quote(silo, safe="").replace(".", "%2E").replace("~", "%7E")
     if len(quoted) <= _LONGEST_FILE_NAME:
-        return quoted or "%00"
+        return quoted or "%"  # which no quoted name is
     return f"{quoted[:60]}-{hashlib.sha256(silo.encode()).hexdigest()[:32]}"
 
 

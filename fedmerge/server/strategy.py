@@ -175,7 +175,7 @@ class MergeStrategy(Strategy):
         messages = self.asker.train(asked, arrays, config, server_round)
         report = RoundReport(server_round, asked.silos)
         report.seconds["wait"] = time.monotonic() - began
-        report.bytes_down = sum(count_bytes(message.content) for message in messages)
+        report.bytes_down = count_bytes(*(message.content for message in messages))
         sent = tuple((message.metadata, silo) for message, silo in zip(messages, asked.nodes, strict=True))
         self._opened = Opened(asked, sent, report, time.monotonic())
         self.observer.round_started(server_round, list(asked.silos))
@@ -238,7 +238,8 @@ class MergeStrategy(Strategy):
 
     def score(self, round: int, adapter: Adapter, summary: Summary | None) -> None:
         """Note the validation scores of what `round` made; the best so far is kept in `best`."""
-        if summary is not None and summary.better_than(self.best.summary if self.best else None):
+        made = round > 0  # what round 1 received is no result, however good
+        if made and summary is not None and summary.better_than(self.best.summary if self.best else None):
             self.best = Scored(round, adapter, summary)
 
     # One round

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 
 def weights_of(examples: Sequence[float], weighting: str = "examples", cap: float = 0.0) -> list[float]:
-    """The raw weights of a merge, one for each silo, in the order given.
+    """The weights of a merge, one for each silo, in the order given; their mean is 1.
+
+    Rules that divide by the weights don't care for the scale. Presets that do not (`like="peft"` divides by
+    the count) would otherwise multiply the step by the number of rows.
 
     With a cap, the weights above it are lowered to the one level at which none has more than its share of the
     new total; where the cap is so low that no level does (below 1 / silos), all silos count alike.
@@ -18,19 +21,20 @@ def weights_of(examples: Sequence[float], weighting: str = "examples", cap: floa
         cap: the largest share of the total that one silo may have, in (0, 1]; 0 is without a cap.
 
     Returns:
-        Weights above 0, at most the rows given.
+        Weights above 0.
 
     Example:
         >>> weights_of([10.0, 30.0])
-        [10.0, 30.0]
+        [0.5, 1.5]
         >>> weights_of([10.0, 10.0, 980.0], cap=0.5)
-        [10.0, 10.0, 20.0]
+        [0.75, 0.75, 1.5]
     """
     weights = [1.0] * len(examples) if weighting == "uniform" else [float(count) for count in examples]
-    if cap <= 0 or not weights:
-        return weights
-    level = _level(sorted(weights, reverse=True), cap)
-    return [min(weight, level) for weight in weights]
+    if cap > 0 and weights:
+        level = _level(sorted(weights, reverse=True), cap)
+        weights = [min(weight, level) for weight in weights]
+    total = math.fsum(weights)
+    return [weight * len(weights) / total for weight in weights]
 
 
 def _level(ordered: Sequence[float], cap: float) -> float:

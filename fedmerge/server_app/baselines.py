@@ -1,8 +1,8 @@
 """What the federation is compared with: each silo alone, and all rows in one place.
 
 Both can be had in simulations only. They start from the adapter that round 1 received, and train as much as
-the federation's rounds do together: a silo alone takes its rounds in one go, the pooled silo sees every row
-as often (epochs), or takes as many steps as all silos together (steps).
+a silo that takes part in every round: a silo alone takes its rounds in one go, the pooled silo sees every
+row as often (epochs), or takes as many steps as all silos together (steps).
 """
 
 from __future__ import annotations

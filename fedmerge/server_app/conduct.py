@@ -24,6 +24,7 @@ from fedmerge.server_app.finale import Finale
 from fedmerge.server_app.muster import Muster, expects_gpu, muster
 from fedmerge.server_app.scoring import Scores
 from fedmerge.silo.lora import initial_adapter
+from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.wire.protocol import Instruction
 from fedmerge.wire.records import to_record
 
@@ -45,6 +46,7 @@ def conduct(config: Config, grid: Grid, observer: Observer | None = None) -> dic
         CheckpointError: the run's folder can't be written, or belongs to another run.
     """
     torch.set_num_threads(config.silo.train.threads)  # of the thread that merges: bits depend on it
+    use_deterministic_algorithms()
     clock = Clock()
     folder = RunFolder(config.folder, config.flat)
     try:
@@ -131,6 +133,8 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
 
 def _strategy(run: _Run) -> MergeStrategy:
     settings = dataclasses.asdict(run.config.strategy)
+    if not run.silos.roster.shared:
+        settings["shadows"] = ""  # scoring them would cost each silo of a deployment its time
     return MergeStrategy(
         **settings,
         encoding=run.config.wire.encoding,
@@ -140,6 +144,8 @@ def _strategy(run: _Run) -> MergeStrategy:
         fingerprint=run.silos.fingerprint,
         instruction=run.instruction,
         expects_gpu=expects_gpu(run.config),
+        # In a deployment the silos' device says nothing about the server's.
+        device=run.config.silo.train.device if run.silos.roster.shared else "auto",
         record=run.config.run.record,
         observer=run.observer,
         folder=run.folder,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from flwr.app import RecordDict
+
 from fedmerge.adapters import Adapter
-from fedmerge.errors import RoundFailed
+from fedmerge.errors import RoundFailed, WireError
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errand, Errands
 from fedmerge.server_app.scoring import Ballot, Scores, ballots
 from fedmerge.wire.protocol import Instruction
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,9 +67,15 @@ class Finale:
             if key in training:
                 trained |= self.baselines.read(key, content)
             else:
-                silo, ballot = asked[key]
-                self.metrics[silo] |= ballot.read(content)
+                self._note(*asked[key], content)
         return dict(sorted(trained.items()))
+
+    def _note(self, silo: str, ballot: Ballot, content: RecordDict) -> None:
+        """Take a silo's figures; a silo that sends none is left out, with a warning."""
+        try:
+            self.metrics[silo] |= ballot.read(content)
+        except WireError as err:
+            logger.warning("silo %r: its scores are left out: %s", silo, err)
 
     def _ballots(self, candidates: Mapping[str, Adapter]) -> list[Ballot]:
         has_test_rows = any(card.test for card in self.errands.roster.cards)

@@ -72,12 +72,22 @@ def _answers(grid: Grid, config: Config) -> dict[int, QueryReply]:
     if not nodes:
         raise RoundFailed(f"no node connected within {patience:g} seconds (strategy.wait-seconds)")
     answers = ask(grid, nodes, timeout_seconds=_QUERY_SECONDS)
+    asked = set(nodes)
     while not _complete(answers, wanted) and (patience := end - time.monotonic()) > 0:
-        count = len(answers)
-        nodes = wait_for_nodes(grid, lambda nodes: len(nodes) > count, wait_seconds=patience)  # noqa: B023
-        if new := set(nodes) - set(answers):
-            answers |= ask(grid, new, timeout_seconds=_QUERY_SECONDS)
+        nodes = wait_for_nodes(grid, lambda nodes: bool(set(nodes) - asked), wait_seconds=patience)  # noqa: B023
+        if new := set(nodes) - asked:
+            asked |= new
+            answers |= _late(grid, new)
     return answers
+
+
+def _late(grid: Grid, nodes: set[int]) -> dict[int, QueryReply]:
+    """What nodes say that came after the first; those that can't answer are left out."""
+    try:
+        return ask(grid, nodes, timeout_seconds=_QUERY_SECONDS)
+    except RoundFailed as err:
+        logger.warning("%s", err)
+        return {}
 
 
 def _complete(answers: dict[int, QueryReply], wanted: Collection[str]) -> bool:

@@ -76,7 +76,7 @@ def candidates(
     found |= {name: adapter for name, adapter in baselines.items() if name != "pooled"}
     found |= {f"shadow/{name}": adapter for name, adapter in strategy.shadow_adapters.items()}
     best = strategy.best
-    if best is not None and 0 < best.round < len(strategy.rounds):
+    if best is not None and best.round < len(strategy.rounds):
         found[f"{MERGED}/{best.round}"] = best.adapter
     return found | {MERGED: last} | {name: baselines[name] for name in ("pooled",) if name in baselines}
 
@@ -112,7 +112,8 @@ class Ended:
             "space": self.config.strategy.space,
             "round": self.kept.partition("/")[2] or str(self.config.run.rounds),
         }
-        return replace(self.candidates[self.kept], metadata=metadata)
+        kept = self.candidates[self.kept]
+        return replace(kept, metadata=kept.metadata | metadata)
 
     def result(self, traffic: Traffic, seconds: Mapping[str, float]) -> dict[str, Any]:
         """The content of result.json, but for the path of the adapter.

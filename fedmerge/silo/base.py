@@ -96,7 +96,7 @@ def load_base(settings: BaseSettings, architecture: Architecture, device: torch.
     """
     folder = base_folder(settings)
     options: dict[str, Any] = {
-        "dtype": getattr(torch, settings.dtype),
+        "dtype": _dtype(settings),
         "local_files_only": True,
         "trust_remote_code": False,
     }
@@ -183,8 +183,28 @@ def _quantization(settings: BaseSettings) -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
+        bnb_4bit_compute_dtype=_computing_dtype(settings),
     )
+
+
+def _dtype(settings: BaseSettings) -> torch.dtype | str:
+    """What `from_pretrained` takes: "auto" loads the weights as they are stored."""
+    return "auto" if settings.dtype == "auto" else _torch_dtype(settings.dtype)
+
+
+def _computing_dtype(settings: BaseSettings) -> torch.dtype:
+    """What 4-bit weights are unpacked to; "auto" takes what the base's configuration names."""
+    if settings.dtype != "auto":
+        return _torch_dtype(settings.dtype)
+    config = AutoConfig.from_pretrained(base_folder(settings), local_files_only=True, trust_remote_code=False)
+    named = config.dtype
+    return named if isinstance(named, torch.dtype) else torch.float32
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def _check_complete(settings: BaseSettings, architecture: Architecture, missing: set[str]) -> None:

@@ -183,7 +183,8 @@ def _steps(split: Split, settings: TrainSettings, seed: int) -> Iterator[list[li
 def _computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    known: Mapping[str, object] = torch.cpu.get_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.6 has not got it
+    known: Mapping[str, object] = capabilities() if capabilities else {}
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 

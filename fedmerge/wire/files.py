@@ -36,9 +36,12 @@ TARGETS = "fedmerge.target_modules"
 OTHER_MATHEMATICS = (
     "use_dora", "use_qalora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication",
     "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_bdlora", "kasa_config",
-    "velora_config",
+    "velora_config", "monteclora_config", "arrow_config",
 )  # fmt: skip
 """Fields of PEFT's config that make the update something else than `scaling * B @ A`."""
+
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Values of PEFT's init_lora_weights that leave the base as it is; PiSSA's like take B_0 A_0 out of it."""
 
 KEPT = ("modules_to_save", "fan_in_fan_out")
 """Fields of PEFT's config that a loader needs and a merge does not; they travel in the metadata as JSON."""
@@ -170,6 +173,8 @@ def _lora(config: Mapping[str, Any], targets: str | None) -> Lora:
     strange = [field for field in OTHER_MATHEMATICS if config.get(field)]
     if config.get("bias", "none") != "none":
         strange.append("bias")
+    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
+        strange.append("init_lora_weights")
     if strange:
         values = ", ".join(f"{field} = {config[field]!r}" for field in strange)
         raise AdapterMismatch(f"its updates are more than scaling * B @ A: {values}")

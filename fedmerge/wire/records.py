@@ -9,13 +9,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmerge.errors import WireError
-from fedmerge.wire.schema import DTYPE_NAMES, DTYPES, RAW_STYPE, Entry, Layout, Schema, shown
+from fedmerge.wire.schema import (
+    DTYPE_NAMES,
+    DTYPES,
+    NUMPY_STYPE,
+    RAW_STYPE,
+    Entry,
+    Layout,
+    Schema,
+    numpy_header,
+    shown,
+)
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("fedmerge's records are little-endian, and so must be the machine")
@@ -32,17 +41,25 @@ def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
         >>> record["a"].dtype, record["a"].stype, from_record(record)["a"]
         ('bfloat16', 'fedmerge.raw', tensor([1., 1.], dtype=torch.bfloat16))
     """
-    return ArrayRecord({name: _to_array(name, tensor) for name, tensor in tensors.items()})
+    record = ArrayRecord()
+    for name, tensor in tensors.items():  # given as a dict, Flower would make every Array a second time
+        record[name] = _to_array(name, tensor)
+    return record
 
 
 def _to_array(name: str, tensor: Tensor) -> Array:
+    """What ``Array(tensor.numpy())`` makes, with one copy of the values instead of three."""
     if tensor.dtype not in DTYPE_NAMES:
         raise WireError(f"{shown(name)} is {tensor.dtype}; what can travel: {', '.join(sorted(DTYPES))}")
+    dtype, shape = DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
     values = tensor.detach().cpu().contiguous()
-    if tensor.dtype != torch.bfloat16:
-        return Array(values.numpy())
-    data = values.view(torch.int16).numpy().tobytes()
-    return Array(dtype="bfloat16", shape=tuple(values.shape), stype=RAW_STYPE, data=data)
+    if tensor.dtype == torch.bfloat16:
+        data, stype = values.view(torch.int16).numpy().tobytes(), RAW_STYPE
+    else:
+        data, stype = b"".join((numpy_header(dtype, shape), values.numpy().data)), NUMPY_STYPE
+    array = Array.__new__(Array)  # its __init__ takes longer than all of the above
+    vars(array).update(dtype=dtype, shape=shape, stype=stype, data=data)
+    return array
 
 
 def from_record(record: ArrayRecord, schema: Schema | None = None, *, keep: bool = True) -> dict[str, Tensor]:
@@ -70,16 +87,22 @@ def _to_tensor(data: bytes, entry: Entry, layout: Layout) -> Tensor:
     dtype = DTYPES[entry.dtype][0]
     if not entry.bytes:
         return torch.empty(entry.shape, dtype=dtype)
-    raw = torch.from_numpy(np.frombuffer(data, np.uint8, offset=layout.offset).copy())
-    values = raw.ne(0) if dtype is torch.bool else raw.view(dtype)
+    raw = bytearray(memoryview(data)[layout.offset :])
+    values = torch.frombuffer(raw, dtype=torch.uint8 if dtype is torch.bool else dtype)
+    values = values.ne(0) if dtype is torch.bool else values
     if layout.fortran:
         return values.reshape(entry.shape[::-1]).permute(*reversed(range(len(entry.shape)))).contiguous()
     return values.reshape(entry.shape)
 
 
-def count_bytes(content: RecordDict) -> int:
-    """Bytes of a message's content: arrays with their headers, numbers as 8 bytes, texts, and all names."""
-    return sum(len(key) + _count_record(record) for key, record in content.items())
+def count_bytes(*contents: RecordDict) -> int:
+    """Bytes of messages' contents: arrays with their headers, numbers as 8 bytes, texts, and all names.
+
+    A record that several contents share is gone through once, and counted in each.
+    """
+    records = {id(record): record for content in contents for record in content.values()}
+    sizes = {key: _count_record(record) for key, record in records.items()}
+    return sum(len(key) + sizes[id(record)] for content in contents for key, record in content.items())
 
 
 def _count_record(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:

@@ -97,17 +97,38 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk refuses; a file that was there is as it was.
     """
-    hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    write_files(path.parent, {path.name: data})
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of one folder, each whole or not at all, and only when all of them are on the disk.
+
+    They take their places in the order given, so that where the last one is, the others are too. The folder
+    is flushed once, not once a file.
+
+    Raises:
+        OSError: the disk refuses; where it does so before the first file is in its place, as with a full
+            disk, what was there is as it was.
+    """
+    hidden = {name: folder / f".{name}.{secrets.token_hex(4)}" for name in files}
     try:
-        with hidden.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(path)
+        for name, data in files.items():
+            _write_durably(hidden[name], data)
+        for name in files:
+            hidden[name].replace(folder / name)
     except BaseException:
-        hidden.unlink(missing_ok=True)
+        for path in hidden.values():
+            path.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_folder(folder)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb", buffering=0) as file:
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

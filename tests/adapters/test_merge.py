@@ -145,6 +145,17 @@ def test_tiles_give_the_same_bits_as_the_whole(make, same_bits, monkeypatch, rul
         torch.testing.assert_close(tensor, whole.adapter.tensors[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rule", [*RULES, "trimmed_mean(trim=0.2)"])
+def test_tensors_merged_together_have_the_bits_of_tensors_merged_apart(make, same_bits, monkeypatch, rule):
+    received, deltas = make(0), [make(seed, scale=0.1) for seed in (1, 2, 3, 4)]
+    together = merge(deltas, [3, 1, 0.5, 2], received=received, rule=rule)
+    monkeypatch.setattr(apply, "COORDINATEWISE", frozenset())
+    apart = merge(deltas, [3, 1, 0.5, 2], received=received, rule=rule)
+    assert same_bits(together.adapter, apart.adapter) and same_bits(together.delta, apart.delta)
+    owned = [*together.adapter.tensors.values(), *together.delta.tensors.values()]
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in owned)
+
+
 @pytest.mark.parametrize("tile", [26, 1 << 22])
 def test_an_adapter_wide_trim_sees_all_coordinates_at_once(make, monkeypatch, tile):
     monkeypatch.setitem(apply.TILE_VALUES, "cpu", tile)

@@ -77,8 +77,10 @@ def test_an_adapter_of_another_base_is_refused(fedmerge, project) -> None:
     assert "trained on the base with fingerprint 000000000000" in result.stderr
 
 
-def test_an_adapter_of_another_shape_is_refused(fedmerge, project) -> None:
+def test_an_adapter_of_other_settings_is_refused(fedmerge, project) -> None:
     result = fedmerge("evaluate", "start", "simulation.toml", "--set", "lora.rank=8")
     assert result.exit_code == 1
-    assert "shape (4, " in result.stderr
-    assert "(8, " in result.stderr
+    assert "the adapter's LoRA scaling is 2, this silo is set to 1" in result.stderr
+    result = fedmerge("evaluate", "start", "simulation.toml", "--set", "lora.target-modules=q_proj")
+    assert result.exit_code == 1
+    assert "does not fit the base" in result.stderr

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fedmerge as package
-from fedmerge.cli.merge import common_base, parse_weights
+from fedmerge.cli.merge import check_heads, common_base, parse_weights
 from fedmerge.errors import AdapterMismatch, ConfigError
 
 MODULE = "base_model.model.layers.0.q_proj."
@@ -43,7 +43,10 @@ def test_rule_space_and_what_is_known_of_the_base_go_along(fedmerge, adapter, tm
     known = {"base_model": "org/base", "fingerprint": "f" * 64, "round": "3", "rule": "fedavg()"}
     arguments = ("--rule", "ties(density=0.5)", "--space", "product()", "-o", tmp_path / "out", "--json")
     result = fedmerge("merge", adapter("a", 1.0, **known), adapter("b", 2.0, **known), *arguments)
-    assert json.loads(result.stdout)["base_model"] == "org/base"
+    payload = json.loads(result.stdout)
+    assert payload["base_model"] == "org/base"
+    assert payload["report"]["rule"] == "ties(density=0.5)"
+    assert payload["report"]["discarded_total"] < 1e-6
     metadata = package.load_adapter(tmp_path / "out").metadata
     assert metadata["fingerprint"] == "f" * 64
     assert metadata["rule"] == "ties(density=0.5)"
@@ -100,6 +103,17 @@ def test_an_adapter_that_names_no_base_goes_along() -> None:
     one, two = package.Adapter({}, None, {"base_model": "org/base"}), package.Adapter({})
     assert common_base(["one", "two"], [one, two]) == "org/base"
     assert common_base(["two"], [two]) == ""
+
+
+def test_heads_of_other_labels_are_refused() -> None:
+    def headed(labels: str) -> package.Adapter:
+        return package.Adapter({"head.weight": torch.zeros(2, 3)}, None, {"labels": labels})
+
+    one, unknown = headed('["up", "down"]'), package.Adapter({"head.weight": torch.zeros(2, 3)})
+    headless = package.Adapter({}, None, {"labels": '["left", "right"]'})
+    check_heads(["a", "b", "c"], [one, unknown, headless])
+    with pytest.raises(AdapterMismatch, match=r"a on 2 \('up' first\), b on 2 \('down' first\)"):
+        check_heads(["a", "b"], [one, headed('["down", "up"]')])
 
 
 def test_weights() -> None:

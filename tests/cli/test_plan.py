@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ import torch
 from fedmerge import config
 from fedmerge.adapters import Adapter
 from fedmerge.cli import plan
-from fedmerge.cli.base import Shape
-from fedmerge.silo.settings import TrainSettings
+from fedmerge.cli.base import Shape, shape_of
+from fedmerge.silo.settings import BaseSettings, TrainSettings
 
 SHAPE = Shape(
     parameters=1_000_000_000,
@@ -52,6 +53,14 @@ def test_memory_grows_with_what_it_depends_on() -> None:
     assert estimate("train.autocast=bf16") < plain
 
 
+def test_dtype_auto_takes_what_the_files_take(tiny_base) -> None:
+    settings = BaseSettings(str(tiny_base), dtype="auto")
+    shape = shape_of(settings, tiny_base)
+    stored = sum(path.stat().st_size for path in tiny_base.glob("*.safetensors"))
+    assert shape.parameters * shape.bytes_each == pytest.approx(stored)
+    assert shape_of(replace(settings, dtype="bfloat16"), tiny_base).bytes_each == 2.0
+
+
 @pytest.fixture
 def project(fedmerge, tmp_path, monkeypatch) -> None:
     fedmerge("init", tmp_path / "project")
@@ -81,6 +90,19 @@ def test_json_of_a_dry_run(fedmerge, project) -> None:
     assert [silo["name"] for silo in payload["silos"]] == ["harbour", "kitchen"]
     assert payload["traffic"]["down_bytes"] == 2 * payload["traffic"]["adapter_bytes"]
     assert payload["needs"]["workers"] >= 1
+
+
+def test_completions_are_not_packed(fedmerge, project, tmp_path) -> None:
+    rows = [{"silo": silo, "p": "one", "c": "two"} for silo in "ab" for _ in range(10)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    chosen = (
+        f"data.source={tmp_path / 'rows.jsonl'}", "data.prompt=p", "data.completion=c", "data.validation=0.0",
+        "data.test=0.0", "train.steps=0", "train.epochs=2", "train.batch-size=5",
+    )  # fmt: skip
+    sets = [part for setting in chosen for part in ("--set", setting)]
+    result = fedmerge("simulate", "simulation.toml", *sets, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    assert [silo["steps"] for silo in json.loads(result.stdout)["silos"]] == [4, 4]
 
 
 def test_labels_of_a_classification(fedmerge, project) -> None:

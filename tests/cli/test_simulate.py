@@ -100,6 +100,14 @@ def test_the_next_command_changes_the_rule_and_nothing_else() -> None:
     )
 
 
+def test_the_next_command_keeps_the_strategy_file_but_not_the_folder() -> None:
+    """The file may set the space; a folder that holds a run of another config is refused."""
+    read = config.read_config(config.overlay())
+    assert simulate.next_command("", ["run.output=here"], read, "ties") == (
+        "fedmerge simulate --strategy ties --set 'strategy.rule=ties(density=0.2)'"
+    )
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [

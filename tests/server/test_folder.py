@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import shutil
+import stat
 import tomllib
 from pathlib import Path
 
@@ -209,6 +211,28 @@ def test_a_disk_that_refuses_leaves_what_stood_there(tmp_path, monkeypatch, numb
     after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert {path: after[path] for path in before} == before
     assert not [path for path in after if path.suffix in (".safetensors", ".json") and path not in before]
+
+
+def test_a_round_is_flushed_file_by_file_before_any_takes_its_place_and_its_folder_once(
+    tmp_path, monkeypatch
+):
+    folder, events = started(tmp_path / "run"), []
+    real_sync, real_replace = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        real_sync(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        events.append(Path(target).name)
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    folder.write_round(1, ADAPTER)
+    monkeypatch.undo()
+    folder.close()
+    assert events == ["file", "file", "broadcast.safetensors", "state.json", "folder"]
 
 
 def test_a_parent_that_is_a_file(tmp_path):

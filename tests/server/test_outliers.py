@@ -41,3 +41,7 @@ def test_a_guard_out_of_range(text):
 def test_an_unknown_guard():
     with pytest.raises(ConfigError, match="did you mean 'refuse'"):
         parse_guard("refuze()")
+
+
+def test_where_most_learned_nothing_none_stands_out():
+    assert Refuse(times=10).factors({"a": 0.0, "b": 0.0, "c": 1.0}) == {}

@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 
 import pytest
+from flwr.app import MetricRecord
 
+from fedmerge.server.reading import numbers_of
 from fedmerge.server.scores import metric_of, summarize
 
 
@@ -43,3 +45,13 @@ def test_comparison_and_nan():
     assert not broken.better_than(broken)
     both = summarize({"a": scores(accuracy=math.nan), "b": scores(accuracy=0.2)}, "received", "validation")
     assert math.isnan(both.worst)
+
+
+def test_one_silo_can_neither_choose_the_figure_nor_break_the_sum():
+    replies = {name: scores(bits_per_byte=1.5, loss=1.0, count=10) for name in ("a", "b", "c")}
+    replies["c"] |= scores(accuracy=1e9)
+    assert summarize(replies, "received", "validation").metric == "bits_per_byte"
+    record = MetricRecord({"received/validation/loss": 1e308, "x": -math.inf, "y": 2})
+    read = numbers_of(record)
+    assert math.isnan(read["received/validation/loss"]) and math.isnan(read["x"]) and read["y"] == 2.0
+    assert math.isnan(summarize({"a": read, "b": read}, "received", "validation").mean)

@@ -42,6 +42,15 @@ def test_dtype(tiny_llama: Path, dtype: str) -> None:
     assert loaded.model.dtype == getattr(torch, dtype)
 
 
+def test_dtype_auto_is_as_the_weights_are_stored(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_base(BaseSettings(str(copied)), "causal-lm", CPU).model.to(torch.bfloat16).save_pretrained(copied)
+    auto = BaseSettings(str(copied), dtype="auto")
+    assert load_base(auto, "causal-lm", CPU).model.dtype == torch.bfloat16
+    monkeypatch.setattr(base, "find_spec", lambda name: object())
+    quantized = base._quantization(BaseSettings(str(copied), dtype="auto", quantization="4bit"))
+    assert quantized.bnb_4bit_compute_dtype == torch.bfloat16
+
+
 def test_an_encoder_of_a_causal_checkpoint(tiny_llama: Path) -> None:
     loaded = load_base(BaseSettings(str(tiny_llama)), "encoder", CPU)
     assert type(loaded.model).__name__ == "LlamaModel"

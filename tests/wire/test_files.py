@@ -204,6 +204,7 @@ def folder(tmp_path):
     [
         ({"peft_type": "IA3"}, AdapterMismatch, "peft_type is 'IA3'"),
         ({"use_dora": True}, AdapterMismatch, "use_dora = True"),
+        ({"init_lora_weights": "pissa_niter_4"}, AdapterMismatch, "init_lora_weights = 'pissa_niter_4'"),
         ({"bias": "all"}, AdapterMismatch, "bias = 'all'"),
         ({"lora_bias": True}, AdapterMismatch, "lora_bias"),
         ({"rank_pattern": {"q": 4}}, AdapterMismatch, "rank_pattern"),

@@ -38,6 +38,14 @@ def test_every_dtype_and_shape_travels_bit_for_bit(dtype, shape):
     assert same(from_record(to_record({"x": tensor})), {"x": tensor})
 
 
+@pytest.mark.parametrize("dtype", sorted(set(DTYPES) - {"bfloat16"}))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_array_is_made_as_flower_makes_it(dtype, shape):
+    tensor = torch.randint(0, 2, shape).to(DTYPES[dtype][0])
+    ours, flowers = to_record({"x": tensor})["x"], Array(tensor.numpy())
+    assert ours == flowers and ours.object_id == flowers.object_id
+
+
 def test_bf16_travels_with_its_nan_payloads_signed_zeros_and_denormals():
     tensor = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     record = to_record({"x": tensor})
