@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from typing import Any
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -9,10 +13,27 @@ from fedmerge.config import read_config
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
 
+flower = logging.getLogger("flwr")  # what it says reaches `flwr run --stream`
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
-    conduct(read_config(context.run_config), StreamingGrid(grid))
+    result = conduct(read_config(context.run_config), StreamingGrid(grid))
+    for line in summary(result):
+        flower.info("%s", line)
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """What `flwr run --stream` shows at the end: each candidate's mean over silos, and where the adapter is.
+
+    Example:
+        >>> summary({"metric": "accuracy", "candidates": {"base": {"mean": 0.5}, "merged": {"mean": 0.75}},
+        ...          "kept": "merged", "adapter": "/runs/a/adapter"})
+        ['accuracy, mean over silos', '  0.5000  base', '  0.7500  merged (kept)', 'adapter: /runs/a/adapter']
+    """
+    means = {name: row["mean"] for name, row in result["candidates"].items() if "mean" in row}
+    rows = [f"  {mean:.4f}  {name}{' (kept)' * (name == result['kept'])}" for name, mean in means.items()]
+    return [f"{result['metric']}, mean over silos", *rows, f"adapter: {result['adapter']}"]

@@ -19,6 +19,7 @@ def closed_round() -> dict:
 
 
 def watch_a_run(out: Console) -> str:
+    threads = threading.active_count()
     watch = Watch(out)
     observer = RunWatch(watch, rounds=2)
     with watch.shown():
@@ -28,7 +29,7 @@ def watch_a_run(out: Console) -> str:
         observer.round_started(1, ["a", "b"])
         observer.reply(1, "a", "admitted", {})
         observer.reply(1, "b", "delta has NaN in 'head.[red]weight'", {})
-        assert threading.active_count() == 1  # workers may be forked while it shows
+        assert threading.active_count() == threads  # workers may be forked while it shows
         observer.round_closed(closed_round())
         observer.phase("waiting for nodes")
         observer.round_started(2, ["a", "b"])
