@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from fedmerge.config import read_config
 from fedmerge.engine.local import run_local
+from fedmerge.silo.base import base_folder
 from fedmerge.silo.data import load_silos
 
 WORDS = {
@@ -49,7 +50,6 @@ def run(flat: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Any]:
 
 def test_bits_per_byte_of_the_built_in_base(tmp_path: Path) -> None:
     result, config = run({"train.steps": 3, "data.silos": "unittest, xml"}, tmp_path / "run")
-    from fedmerge.silo.base import base_folder
 
     base = base_folder(config.silo.base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -92,7 +92,7 @@ def finite_norm(tensors: Mapping[str, Tensor]) -> float:
     for name, length in lengths.items():
         if not math.isfinite(length):
             check_finite(name, tensors[name])
-    return math.sqrt(math.fsum(length**2 for length in lengths.values()))
+    return math.hypot(*lengths.values())  # of float64 values squares may overflow, and raise
 
 
 def subtract(trained: Tensor, received: Tensor) -> Tensor:

@@ -3,9 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from flwr.app import MetricRecord
 
-from fedmerge.server.reading import numbers_of
+from fedmerge.server.reading import finite_norm, numbers_of
 from fedmerge.server.scores import metric_of, summarize
 
 
@@ -55,3 +56,8 @@ def test_one_silo_can_neither_choose_the_figure_nor_break_the_sum():
     read = numbers_of(record)
     assert math.isnan(read["received/validation/loss"]) and math.isnan(read["x"]) and read["y"] == 2.0
     assert math.isnan(summarize({"a": read, "b": read}, "received", "validation").mean)
+
+
+def test_the_length_of_very_long_deltas_is_no_error():
+    tensors = {"a": torch.tensor([1e200], dtype=torch.float64), "b": torch.tensor([3.0])}
+    assert finite_norm(tensors) == 1e200
