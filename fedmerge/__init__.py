@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fedmerge.adapters import geometry
     from fedmerge.adapters.adapter import Adapter, Lora
     from fedmerge.adapters.merge import Merged, merge
+    from fedmerge.adapters.soup import Soup, greedy_soup
+    from fedmerge.adapters.streaming import merge_stream
     from fedmerge.rules import parse_rule
     from fedmerge.server.strategy import MergeStrategy
     from fedmerge.wire.files import load_adapter, save_adapter
@@ -45,11 +47,14 @@ __all__ = [
     "Merged",
     "RoundFailed",
     "RuleError",
+    "Soup",
     "WireError",
     "__version__",
     "geometry",
+    "greedy_soup",
     "load_adapter",
     "merge",
+    "merge_stream",
     "parse_rule",
     "rules",
     "save_adapter",
@@ -60,8 +65,11 @@ _HOMES = {
     "Lora": "fedmerge.adapters.adapter",
     "MergeStrategy": "fedmerge.server.strategy",
     "Merged": "fedmerge.adapters.merge",
+    "Soup": "fedmerge.adapters.soup",
+    "greedy_soup": "fedmerge.adapters.soup",
     "load_adapter": "fedmerge.wire.files",
     "merge": "fedmerge.adapters.merge",
+    "merge_stream": "fedmerge.adapters.streaming",
     "parse_rule": "fedmerge.rules",
     "save_adapter": "fedmerge.wire.files",
 }

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from fedmerge.adapters import Adapter, Lora
 from fedmerge.config import Config, read_config
 from fedmerge.errors import ConfigError, WireError
+from fedmerge.rules.statistics import STATISTICS
 from fedmerge.silo.data import SiloData, load_own, load_silos
 from fedmerge.silo.order import Order
 from fedmerge.silo.worker import Worker
@@ -95,6 +96,7 @@ class Station:
             splits=instruction.splits,
             labels=instruction.labels,
             deadline_seconds=instruction.deadline_seconds,
+            statistics=instruction.statistics,
         )
 
     def adapter(self, record: ArrayRecord) -> Adapter:
@@ -174,6 +176,7 @@ def _describe(here: Station, content: RecordDict) -> RecordDict:
         device=worker.device,
         gpu_seen=worker.gpu_seen,
         versions=installed(REPORTED),
+        statistics=tuple(sorted(STATISTICS)),
     ).to_content()
 
 
@@ -186,6 +189,7 @@ def _train(here: Station, content: RecordDict) -> RecordDict:
         metrics=trained.metrics,
         sender=here.sender(order),
         encoding=here.config.wire.encoding,
+        statistics=trained.statistics,
     )
 
 

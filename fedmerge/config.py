@@ -259,7 +259,7 @@ def _silo(full: Flat, seed: int) -> SiloSettings:
 def _strategy(full: Flat) -> StrategySettings:
     settings = StrategySettings(**_section(full, "strategy"))
     try:
-        Plan.of(settings)
+        Plan.of(settings).check_rounds(int(full["run.rounds"]))
     except FedMergeError as error:
         raise ConfigError(f"[strategy]: {error}") from None
     return settings

@@ -57,6 +57,7 @@ def test_every_key_of_the_reference_has_a_comment_or_a_neighbour_that_explains_i
         ("strategy.rule", "ties(densty=0.2)", "Did you mean 'density'?"),
         ("strategy.rule", "ties(density=2.0)", "density"),
         ("strategy.space", "prodct()", "did you mean 'product'?"),
+        ("strategy.shadows", "knots() @ factors()", "use product()"),
         ("strategy.server-optimizer", "adm()", "did you mean 'adam'?"),
         ("strategy.fraction", 1.5, "strategy.fraction"),
         ("strategy.quorum", 0.0, "strategy.quorum"),

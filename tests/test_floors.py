@@ -15,12 +15,12 @@ FLOORS = {
     "kernels": 2,
     "adapters": 3,
     "wire": 4,
-    "silo": 5, "server": 5,
+    "silo": 5, "server": 5, "checkpoints": 5,
     "config": 6, "client_app": 6, "server_app": 6, "engine": 6,
     "study": 7, "deployment": 7,
     "cli": 8, "__main__": 8,
 }  # fmt: skip
-STRANGERS = {"silo": {"server"}, "server": {"silo"}}
+STRANGERS = {"silo": {"server"}, "server": {"silo"}, "checkpoints": {"silo", "server"}}
 FORBIDDEN_BELOW_WIRE = {"flwr", "peft", "transformers", "datasets", "ray"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 

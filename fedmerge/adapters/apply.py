@@ -1,30 +1,61 @@
 """How a rule meets tensors: tile by tile where it may, on the whole tensor or the whole adapter where it
 must.
 
-Here a rule's plain composition of stages is run. Fused kernels (floor 2) will come in at `_merge_source`, for
-the chains that they serve and where `Context.kernel` allows them, with the plain composition as their oracle.
+Here a rule's plain composition of stages is run. Where a fused kernel can stand for it (fused.py), the kernel
+goes first and the composition merges what is left.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedmerge.adapters.adapter import rounded, working_dtype
+from fedmerge.adapters.batches import in_tiles
+from fedmerge.adapters.coefficients import merge_by_coefficients
 from fedmerge.adapters.context import Context
+from fedmerge.adapters.fused import merged_by_kernel
 from fedmerge.errors import RuleError
-from fedmerge.rules import Chain, ElectSign, KeepLargest, Mean, Median, Rule, Scale, Total, TrimmedMean
+from fedmerge.rules import (
+    Chain,
+    ElectChanged,
+    ElectLargest,
+    ElectSign,
+    EqualWeights,
+    KeepConsensus,
+    KeepLargest,
+    Mean,
+    Median,
+    Rule,
+    Scale,
+    Total,
+    TrimmedMean,
+    resolve,
+)
 from fedmerge.rules.stack import Stack
 
 TILE_VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Values of all clients in one tile: 32 MB on a CPU, 512 MB on a GPU, for each float64 temporary."""
 
 
-COORDINATEWISE = frozenset({ElectSign, Mean, Median, Scale, Total, TrimmedMean})
+COORDINATEWISE = frozenset(
+    {
+        ElectChanged,
+        ElectLargest,
+        ElectSign,
+        EqualWeights,
+        KeepConsensus,
+        Mean,
+        Median,
+        Scale,
+        Total,
+        TrimmedMean,
+    }
+)
 """Stages that know neither a tensor's name nor its other coordinates: whichever tensors are merged side by
 side, the bits are the same."""
 
@@ -39,6 +70,8 @@ class Source:
         dtype: float32 or float64, what `values` gives.
         values: `(client, start, stop) -> (stop - start,)`, flat coordinates of one client, on any device.
         stored: whether `values` only looks up what lies in memory.
+        together: made on demand, but small enough for the values of all clients to lie side by side.
+        statistics: what the clients measured of the tensor, asked as `values` is; for rules that need it.
     """
 
     name: str
@@ -46,6 +79,8 @@ class Source:
     dtype: torch.dtype
     values: Callable[[int, int, int], Tensor]
     stored: bool = False
+    together: bool = False
+    statistics: Mapping[str, Callable[[int, int, int], Tensor]] = field(default_factory=dict)
 
     @property
     def coordinates(self) -> int:
@@ -68,16 +103,46 @@ def tensor_source(name: str, tensors: Sequence[Tensor]) -> Source:
 def apply_rule(rule: Rule, sources: Sequence[Source], context: Context) -> Iterator[tuple[Source, Tensor]]:
     """Merge each source, one at a time so that large results need not live together.
 
+    Where the rule differs by name, the sources of one rule come together: to a rule of scope "adapter" they
+    are the whole adapter.
+
     Yields:
         The source, and its merged values in its dtype and shape, on the context's device.
 
     Raises:
         RuleError: a rule of a kind that does not work coordinate by coordinate.
     """
-    if rule.kind != "elementwise":
-        raise RuleError(f"{rule} is a rule of kind {rule.kind!r}; merge() runs 'elementwise' rules so far")
-    for group in [sources] if rule.scope == "adapter" else _groups(rule, sources, _width(context)):
-        yield from _merge_group(rule, group, context)
+    for resolved, members in _by_rule(rule, sources):
+        if resolved.kind == "coefficients":
+            yield from merge_by_coefficients(resolved, members, context)
+            continue
+        if resolved.kind not in ("elementwise", "factor", "matrix"):
+            raise RuleError(
+                f"{resolved} is a rule of kind {resolved.kind!r}; merge() knows 'elementwise', "
+                "'coefficients', 'matrix' and 'factor'"
+            )
+        whole = resolved.scope == "adapter"
+        done = set()
+        if resolved.kind == "elementwise" and not whole:
+            for source, values in merged_by_kernel(resolved, members, context):
+                done.add(source.name)
+                yield source, values
+        left = [source for source in members if source.name not in done]
+        for group in [left] if whole else _groups(resolved, left, _width(context)):
+            yield from _merge_group(resolved, group, context)
+
+
+def _by_rule(rule: Rule, sources: Sequence[Source]) -> list[tuple[Rule, list[Source]]]:
+    """The rules that merge these sources by their names, each with all of its sources."""
+    shares: list[tuple[Rule, list[Source]]] = []
+    for source in sources:
+        resolved = resolve(rule, source.name)
+        members = next((members for known, members in shares if known == resolved), None)
+        if members is None:
+            shares.append((resolved, [source]))
+        else:
+            members.append(source)
+    return shares
 
 
 def _groups(rule: Rule, sources: Sequence[Source], width: int) -> Iterator[Sequence[Source]]:
@@ -121,16 +186,22 @@ def _concatenated(sources: Sequence[Source]) -> Source:
     dtype = torch.float64 if any(source.dtype == torch.float64 for source in sources) else torch.float32
     total = sum(source.coordinates for source in sources)
 
-    def values(client: int, start: int, stop: int) -> Tensor:
-        parts, first = [], 0
-        for source in sources:
-            low, high = max(start - first, 0), min(stop - first, source.coordinates)
-            if low < high:
-                parts.append(source.values(client, low, high).to(dtype))
-            first += source.coordinates
-        return torch.cat(parts)
+    def joined(look_ups: Sequence[Callable[[int, int, int], Tensor]]) -> Callable[[int, int, int], Tensor]:
+        def values(client: int, start: int, stop: int) -> Tensor:
+            parts, first = [], 0
+            for source, look_up in zip(sources, look_ups, strict=True):
+                low, high = max(start - first, 0), min(stop - first, source.coordinates)
+                if low < high:
+                    parts.append(look_up(client, low, high).to(dtype))
+                first += source.coordinates
+            return torch.cat(parts)
 
-    return Source("", (total,), dtype, values)
+        return values
+
+    statistics = {
+        name: joined([source.statistics[name] for source in sources]) for name in sources[0].statistics
+    }
+    return Source("", (total,), dtype, joined([source.values for source in sources]), statistics=statistics)
 
 
 def _width(context: Context) -> int:
@@ -160,13 +231,26 @@ def _merge_tiles(rule: Rule, source: Source, context: Context, width: int) -> Te
     draw = context.draw(source.name, source.shape)
     weights = context.weights.to(context.device).unsqueeze(1)
     merged = torch.empty(source.coordinates, dtype=source.dtype, device=context.device)
-    for start in range(0, source.coordinates, max(width, 1)):
-        stop = min(start + width, source.coordinates)
+
+    def merge(start: int, stop: int) -> None:
         values = torch.empty(len(weights), stop - start, dtype=source.dtype, device=context.device)
         for client, row in enumerate(values):
             row.copy_(source.values(client, start, stop))
-        merged[start:stop] = rule(Stack(values, weights), draw.at(start))
+        statistics = _statistics(source, len(weights), start, stop, context.device)
+        merged[start:stop] = rule(Stack(values, weights, statistics), draw.at(start))
+
+    in_tiles(source.coordinates, width, merge, divisible=rule.separable)
     return merged
+
+
+def _statistics(
+    source: Source, clients: int, start: int, stop: int, device: torch.device
+) -> dict[str, Tensor]:
+    """All clients' statistics of a stretch of coordinates, by their names."""
+    return {
+        name: torch.stack([look_up(client, start, stop).to(device) for client in range(clients)])
+        for name, look_up in source.statistics.items()
+    }
 
 
 def _split_trim(rule: Rule) -> tuple[KeepLargest | None, Rule | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,8 +21,10 @@ class Context:
         seed: of everything random.
         round: number of the round; random masks depend on it.
         device: where the arithmetic is done.
-        kernel: "plain", the composition of a rule's stages, or "auto". There are no fused kernels yet, so
-            both are the plain composition; `fedmerge.adapters.apply` is where they will come in.
+        kernel: "plain", the composition of a rule's stages; "numba" or "triton", refused where there is none;
+            or "auto", the fastest there is. All give the same bits.
+        statistics: what each client measured besides, for rules that need it; empty for others.
+        ran: the kernels that took part, noted as they do.
     """
 
     weights: Tensor
@@ -30,6 +33,8 @@ class Context:
     round: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (a device is immutable)
     kernel: str = "auto"
+    statistics: tuple[Mapping[str, Mapping[str, Tensor]], ...] = ()
+    ran: set[str] = field(default_factory=set)
 
     def draw(self, tensor: str, shape: tuple[int, ...]) -> Draw:
         """What the random numbers of one tensor depend on."""

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from fedmerge.adapters.adapter import Adapter, as_adapter
 from fedmerge.adapters.checks import agreed_lora, check_together, check_weights
+from fedmerge.adapters.grams import gram_of_tensors, gram_of_updates
 from fedmerge.adapters.pairs import split_names
-from fedmerge.adapters.updates import Updates, updates_of
+from fedmerge.adapters.updates import updates_of
 from fedmerge.errors import AdapterMismatch
+from fedmerge.rules.gram import cosines_of, norms_of
 
 
 @dataclass(frozen=True)
@@ -100,53 +102,31 @@ def _grams(
     if not in_products:
         pairs, others = (), tuple(sorted(clients[0].tensors))
     grams = {
-        pair.module: _product_gram(updates_of(pair, received, clients, torch.device("cpu"))) for pair in pairs
+        pair.module: gram_of_updates(updates_of(pair, received, clients, torch.device("cpu")))
+        for pair in pairs
     }
     return grams | {
-        name: _tensor_gram([client.tensors[name] for client in clients]) for name in others
+        name: gram_of_tensors([client.tensors[name] for client in clients]) for name in others
     }, in_products
-
-
-def _product_gram(updates: Updates) -> Tensor:
-    count = len(updates.deltas)
-    left = [updates.left(client) for client in range(count)]
-    right = [updates.right(client) for client in range(count)]
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    for i in range(count):
-        for j in range(i, count):
-            gram[i, j] = gram[j, i] = ((left[i].T @ left[j]) * (right[i] @ right[j].T)).sum()
-    return gram
-
-
-def _tensor_gram(tensors: Sequence[Tensor]) -> Tensor:
-    flat = torch.stack([tensor.reshape(-1).to("cpu", torch.float64) for tensor in tensors])
-    return flat @ flat.T
 
 
 def _geometry(
     grams: Mapping[str, Tensor], shares: Tensor, sign_conflict: float | None, in_products: bool
 ) -> Geometry:
     gram = torch.stack(list(grams.values())).sum(dim=0)
-    norms = _lengths(gram)
-    scale = torch.where(norms > 0, norms, 1.0)
-    cosines = (gram / scale / scale.unsqueeze(1)).clamp(-1, 1)
+    norms, cosines = norms_of(gram), cosines_of(gram)
     onto_mean = gram @ shares
     mean_square = float(shares @ onto_mean)
     influence = shares * onto_mean / mean_square if mean_square > 0 else torch.zeros_like(shares)
     return Geometry(
         norms=tuple(norms.tolist()),
         cosines=tuple(tuple(row) for row in cosines.tolist()),
-        layers={name: tuple(_lengths(layer).tolist()) for name, layer in grams.items()},
+        layers={name: tuple(norms_of(layer).tolist()) for name, layer in grams.items()},
         influence=tuple(influence.tolist()),
         leader=int(influence.argmax()) if mean_square > 0 else None,
         sign_conflict=sign_conflict,
         in_products=in_products,
     )
-
-
-def _lengths(gram: Tensor) -> Tensor:
-    """Rounding can leave the square of a zero norm a hair below 0."""
-    return gram.diagonal().clamp(min=0).sqrt()
 
 
 def _sign_conflict(clients: Sequence[Adapter]) -> float | None:

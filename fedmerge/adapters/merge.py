@@ -12,12 +12,12 @@ from torch import Tensor
 from fedmerge.adapters.adapter import Adapter, as_adapter
 from fedmerge.adapters.checks import agreed_lora, check_no_overflow, check_together, check_weights
 from fedmerge.adapters.context import Context
+from fedmerge.adapters.fused import KERNELS
 from fedmerge.adapters.identity import content_names
 from fedmerge.adapters.spaces import Energy, Space, parse_space
+from fedmerge.adapters.statistics import Statistics, check_given, check_needs, check_statistics
 from fedmerge.errors import AdapterMismatch, RuleError, nearest
 from fedmerge.rules import Rule, parse_rule
-
-KERNELS = ("auto", "plain")
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,14 @@ class MergeReport:
         weights: their raw weights.
         left_out: how many deltas of weight 0 were dropped.
         device: "cpu", "cuda:0".
-        kernel: which implementation of the rule ran.
+        kernel: what ran: "plain", or the kernels that took the place of the stages, "numba".
         discarded: by module, the share of the merged product's energy that the truncation left out, in [0,
             1].
         discarded_total: the same over all modules.
+        aggregation_error: by module, how far the step as broadcast is from the merged update, relative
+            Frobenius; 0 where nothing was left out. In spaces that know the merged update of a module.
+        aggregation_error_total: the same over all modules.
+        effective_rank: by module, over how many directions the next adapter's product spreads.
         seconds: wall clock.
     """
 
@@ -48,6 +52,9 @@ class MergeReport:
     kernel: str
     discarded: dict[str, float] = field(default_factory=dict)
     discarded_total: float = 0.0
+    aggregation_error: dict[str, float] = field(default_factory=dict)
+    aggregation_error_total: float = 0.0
+    effective_rank: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -81,6 +88,7 @@ def merge(
     device: torch.device | str = "auto",
     kernel: str = "auto",
     finite: bool = False,
+    statistics: Sequence[Statistics] | None = None,
 ) -> Merged:
     """Merge deltas by a rule in a space: the same bits in whatever order they are given.
 
@@ -96,16 +104,21 @@ def merge(
         seed: of random masks.
         round: random masks differ from round to round.
         device: "auto" is CUDA where there is any; the result is on the CPU.
-        kernel: "plain" for the composition of a rule's stages; "auto" for the fastest there is, which as yet
-            is the same.
-        finite: the caller has seen to it that no delta holds NaN or Inf: they are not read once more for it.
+        kernel: "plain" for the composition of a rule's stages; "numba" or "triton" for a fused kernel; "auto"
+            for the fastest there is. The bits are the same.
+        finite: the caller has seen to it that no delta holds NaN or Inf, and that statistics can be what they
+            say: they are not read once more for it.
+        statistics: what each silo measured, a mapping for each delta, for rules that need it: "fisher" ->
+            {tensor name: its diagonal Fisher, of the tensor's shape}, "gram" -> {module: Gram matrix of A x,
+            (rank, rank)}.
 
     Returns:
         The next adapter in the received dtype, its delta, and a report.
 
     Raises:
         RuleError: rule, space, weights, names or kernel can't be used.
-        AdapterMismatch: deltas that do not belong together, that hold NaN or Inf, or whose merge overflows.
+        AdapterMismatch: deltas that do not belong together, that hold NaN or Inf, or whose merge overflows;
+            statistics that do not fit them.
 
     Example:
         >>> one, two = {"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([5.0, 2.0])}
@@ -117,17 +130,22 @@ def merge(
     space = parse_space(space) if isinstance(space, str) else space
     if kernel not in KERNELS:
         raise RuleError(f"unknown kernel {kernel!r}: {nearest(str(kernel), KERNELS)}")
+    check_needs(rule, space)
     given = _given(deltas)
-    clients = _clients(given, check_weights(weights, len(given)), names)
+    besides = check_given(rule, statistics, len(given))
+    clients = _clients(given, check_weights(weights, len(given)), names, besides)
     start = None if received is None else as_adapter(received)
     start, admitted = _together(start, clients, space, finite)
+    measured = {client.label: client.statistics for client in clients}
+    check_statistics(rule, admitted[0], measured, finite=finite)
     context = Context(
         weights=torch.tensor([client.weight for client in clients], dtype=torch.float64),
         silos=tuple(client.name for client in clients),
         seed=seed,
         round=round,
-        device=_device(device),
+        device=as_device(device),
         kernel=kernel,
+        statistics=tuple(client.statistics for client in clients),
     )
     with torch.no_grad():
         placed = space.merge(start, admitted, rule, context)
@@ -144,6 +162,7 @@ class _Client:
     label: str
     weight: float
     delta: Adapter
+    statistics: Statistics
 
 
 def _given(deltas: Iterable[Adapter | Mapping[str, Tensor]]) -> list[Adapter]:
@@ -155,7 +174,12 @@ def _given(deltas: Iterable[Adapter | Mapping[str, Tensor]]) -> list[Adapter]:
     return given
 
 
-def _clients(given: list[Adapter], weights: Sequence[float], names: Sequence[str] | None) -> list[_Client]:
+def _clients(
+    given: list[Adapter],
+    weights: Sequence[float],
+    names: Sequence[str] | None,
+    statistics: Sequence[Statistics],
+) -> list[_Client]:
     """Those of weight above 0, sorted by name; where contents and so names are equal, by weight."""
     if names is not None:
         names = _checked_names(names, len(given))
@@ -164,7 +188,7 @@ def _clients(given: list[Adapter], weights: Sequence[float], names: Sequence[str
     labels = [f"delta {position}" if names is None else f"silo {names[position]!r}" for position in counted]
     called = content_names(deltas) if names is None else [names[position] for position in counted]
     clients = [
-        _Client(name, label, weights[position], delta)
+        _Client(name, label, weights[position], delta, statistics[position])
         for name, label, position, delta in zip(called, labels, counted, deltas, strict=True)
     ]
     return sorted(clients, key=lambda client: (client.name, client.weight))
@@ -192,13 +216,19 @@ def _together(
         check_together(None, deltas, mixed_ranks=True, finite=finite)
         return None, list(deltas.values())
     everyone = list(deltas.items()) + ([] if received is None else [("the received adapter", received)])
-    lora = agreed_lora(reversed(everyone), "adapters of different settings merge offline, in product() only")
+    why = "adapters of different settings merge offline, in product(), core() or stacked()"
+    lora = agreed_lora(reversed(everyone), why)
     check_together(received, deltas, finite=finite)
     admitted = [replace(delta, lora=lora) for delta in deltas.values()]
     return (None if received is None else replace(received, lora=lora)), admitted
 
 
-def _device(device: torch.device | str) -> torch.device:
+def as_device(device: torch.device | str) -> torch.device:
+    """The device of this name; "auto" is CUDA where there is any.
+
+    Raises:
+        RuleError: a name that torch does not know.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -211,6 +241,7 @@ def _report(rule: Rule, space: Space, context: Context, energies: Mapping[str, E
     total = Energy(
         sum(energy.whole for energy in energies.values()),
         sum(energy.discarded for energy in energies.values()),
+        sum(energy.step for energy in energies.values()),
     )
     return MergeReport(
         rule=str(rule),
@@ -219,9 +250,12 @@ def _report(rule: Rule, space: Space, context: Context, energies: Mapping[str, E
         weights=tuple(context.weights.tolist()),
         left_out=0,
         device=str(context.device),
-        kernel="plain",
+        kernel=", ".join(sorted(context.ran)) or "plain",
         discarded={name: energy.share for name, energy in energies.items()},
         discarded_total=total.share,
+        aggregation_error={name: energy.error for name, energy in energies.items()},
+        aggregation_error_total=total.error,
+        effective_rank={name: energy.effective_rank for name, energy in energies.items()},
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,22 +22,40 @@ from fedmerge.adapters.adapter import Adapter, Lora
 from fedmerge.adapters.pairs import Pair
 from fedmerge.errors import AdapterMismatch
 
+ROWS = 64
+"""Of a dense update, formed at once: 2 MB at 4096 inputs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Updates:
     """One module's received factors and the clients' deltas of them, float64 on one device.
 
+    All factors lie in two matrices, made once: a fresh float64 copy of them costs as much as a product.
+
     Args:
         module: the module's name.
-        received: `A_0` (rank, inputs) and `B_0` (outputs, rank); rank 0 where nothing was received.
-        deltas: `dA_i` and `dB_i` of each client.
+        stacked: `[B_0, dB_1, ...]` (outputs, p) and `[A_0; dA_1; ...]` (p, inputs).
+        ranks: of the received factors, 0 where nothing was received, and of each client's.
         scalings: lora_scaling of each client; with received factors all the same.
     """
 
     module: str
-    received: tuple[Tensor, Tensor]
-    deltas: tuple[tuple[Tensor, Tensor], ...]
+    stacked: tuple[Tensor, Tensor]
+    ranks: list[int]
     scalings: tuple[float, ...]
+
+    @cached_property
+    def received(self) -> tuple[Tensor, Tensor]:
+        """`A_0` (rank, inputs) and `B_0` (outputs, rank); rank 0 where nothing was received."""
+        left, right = self.stacked
+        return right[: self.ranks[0]], left[:, : self.ranks[0]]
+
+    @cached_property
+    def deltas(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """`dA_i` and `dB_i` of each client."""
+        left, right = self.stacked
+        parts = zip(torch.split(right, self.ranks), torch.split(left, self.ranks, dim=1), strict=True)
+        return tuple(parts)[1:]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,22 +71,45 @@ class Updates:
         received, delta = self.received[0], self.deltas[client][0]
         return torch.cat([delta, received + delta]) if len(received) else delta
 
-    def values(self, client: int, start: int, stop: int) -> Tensor:
-        """Flat coordinates `start` to `stop` of one client's update, by forming only the rows they lie in."""
+    def values(self, client: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Flat coordinates `start` to `stop` of one client's update, by forming only the rows they lie in.
+
+        Formed in float64, a few rows at a time so that these stay in cache, and rounded once.
+        """
         inputs = self.shape[1]
         first, last = start // inputs, -(-stop // inputs)
-        rows = (self.left(client)[first:last] @ self.right(client)).reshape(-1)
-        return rows[start - first * inputs : stop - first * inputs]
+        left, right = self.left(client), self.right(client)
+        rows = torch.empty(last - first, inputs, dtype=dtype, device=left.device)
+        for row in range(first, last, ROWS):
+            rows[row - first : row - first + ROWS] = left[row : min(row + ROWS, last)] @ right
+        return rows.reshape(-1)[start - first * inputs : stop - first * inputs]
 
-    def before(self) -> Tensor:
-        """`s B_0 A_0`, dense (outputs, inputs)."""
+    def add_before(self, matrix: Tensor) -> None:
+        """Add `s B_0 A_0` to a dense float64 matrix (outputs, inputs), in place."""
         a, b = self.received
-        return self.scalings[0] * (b @ a)
+        if len(a):
+            matrix.addmm_(b, a, alpha=self.scalings[0])
 
     def bases(self) -> tuple[Tensor, Tensor]:
         """`[B_0, dB_1, ...]` (outputs, p) and `[A_0; dA_1; ...]` (p, inputs): all updates lie between."""
-        left = torch.cat([self.received[1], *(b for _, b in self.deltas)], dim=1)
-        return left, torch.cat([self.received[0], *(a for a, _ in self.deltas)])
+        return self.stacked
+
+    def cores(self, left: Tensor, right: Tensor) -> Tensor:
+        """Each client's update between orthonormal bases, `(clients, p, q)`.
+
+        Args:
+            left: the columns of `bases()[0]` in its orthonormal basis, `(p, ranks)`.
+            right: the rows of `bases()[1]` in theirs, `(q, ranks)`.
+        """
+        ranks = self.ranks
+        (b_0, *b), (a_0, *a) = torch.split(left, ranks, dim=1), torch.split(right, ranks, dim=1)
+        cores = []
+        for own_b, own_a, scaling in zip(b, a, self.scalings, strict=True):
+            core = own_b @ own_a.T
+            if ranks[0]:
+                core += b_0 @ own_a.T + own_b @ a_0.T
+            cores.append(scaling * core)
+        return torch.stack(cores)
 
     def core(self, coefficients: Sequence[float]) -> Tensor:
         """The `(p, p)` core of `s B_0 A_0 + sum c_i tau_i` between the bases.
@@ -75,7 +117,7 @@ class Updates:
         From `tau_i = s (B_0 dA_i + dB_i A_0 + dB_i dA_i)`: s times the identity in the received block, and
         c_i s where a client's block meets itself and the received one.
         """
-        ranks = [len(self.received[0]), *(len(a) for a, _ in self.deltas)]
+        ranks = self.ranks
         core = self.received[0].new_zeros(sum(ranks), sum(ranks))
         received = torch.arange(ranks[0])
         core[received, received] = self.scalings[0]
@@ -97,25 +139,32 @@ def updates_of(
     Raises:
         AdapterMismatch: factors whose shapes do not fit, or whose rank is not that of the LoRA settings.
     """
-    factors = [_float64(pair, delta, device) for delta in deltas]
-    if received is not None:
-        start = _float64(pair, received, device)
-    else:
-        a, b = factors[0]
-        start = a.new_zeros(0, a.shape[1]), b.new_zeros(b.shape[0], 0)
+    adapters = [*([] if received is None else [received]), *deltas]
+    factors = [_factors(pair, adapter) for adapter in adapters]
+    ranks = [len(a) for a, _ in factors]
+    left = torch.empty(factors[0][1].shape[0], sum(ranks), dtype=torch.float64, device=device)
+    right = torch.empty(sum(ranks), factors[0][0].shape[1], dtype=torch.float64, device=device)
+    for (a, b), rows, columns in zip(
+        factors, torch.split(right, ranks), torch.split(left, ranks, dim=1), strict=True
+    ):
+        rows.copy_(a.detach())
+        columns.copy_(b.detach())
     return Updates(
-        pair.module, start, tuple(factors), tuple(lora_settings(delta).scaling for delta in deltas)
+        pair.module,
+        (left, right),
+        ranks if received is not None else [0, *ranks],
+        tuple(lora_settings(delta).scaling for delta in deltas),
     )
 
 
-def _float64(pair: Pair, adapter: Adapter, device: torch.device) -> tuple[Tensor, Tensor]:
+def _factors(pair: Pair, adapter: Adapter) -> tuple[Tensor, Tensor]:
     a, b = pair.factors(adapter.tensors)
     rank = lora_settings(adapter).rank
     if len(a) != rank:
         raise AdapterMismatch(
             f"{pair.module!r}: the factors have rank {len(a)}, the LoRA settings say {rank}"
         )
-    return a.detach().to(device, torch.float64), b.detach().to(device, torch.float64)
+    return a, b
 
 
 def lora_settings(adapter: Adapter) -> Lora:
@@ -126,8 +175,8 @@ def lora_settings(adapter: Adapter) -> Lora:
     """
     if adapter.lora is None:
         raise AdapterMismatch(
-            "product space needs the LoRA scaling, and neither a received adapter nor this delta has LoRA "
-            "settings: give Adapter(tensors, lora=Lora(rank=..., alpha=...)) instead of a plain dict"
+            "a space of LoRA products needs the LoRA scaling, and neither a received adapter nor this delta "
+            "has LoRA settings: give Adapter(tensors, lora=Lora(rank=..., alpha=...)) instead of a plain dict"
         )
     return adapter.lora
 

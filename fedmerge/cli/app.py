@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmerge.cli import doctor, evaluate, init, merge, rules, simulate
+from fedmerge.cli import doctor, evaluate, export, init, merge, rules, simulate
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -48,3 +48,4 @@ _add("rules", "Begin", rules.rules)
 _add("simulate", "Train", simulate.simulate)
 _add("evaluate", "Adapters on disk", evaluate.evaluate)
 _add("merge", "Adapters on disk", merge.merge)
+_add("export", "Adapters on disk", export.export)

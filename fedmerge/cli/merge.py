@@ -1,9 +1,8 @@
-"""`fedmerge merge`: adapters on disk to one adapter on disk."""
+"""`fedmerge merge`: adapters on disk to one adapter, or whole checkpoints to one checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,47 +10,115 @@ import typer
 
 from fedmerge.cli.evaluate import has_head, labels_of
 from fedmerge.cli.manner import Outcome, count
+from fedmerge.cli.merging import Request, kind_of
 from fedmerge.errors import AdapterMismatch, ConfigError
 
 if TYPE_CHECKING:
     from fedmerge.adapters import Adapter
 
+_CHECKPOINTS = "whole checkpoints only"
+
 
 def merge(
-    adapters: Annotated[list[str], typer.Argument(help="Adapter folders, or Hub ids.", metavar="ADAPTER...")],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Adapters, or whole fine-tunes: folders or Hub ids.", metavar="MODEL..."),
+    ],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="A new or an empty folder.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A new or an empty folder.", show_default=False)
+    ] = None,
     rule: Annotated[str, typer.Option(help="How to merge, such as 'ties(density=0.2)'.")] = "fedavg()",
-    space: Annotated[str, typer.Option(help="Where: 'factors()' or 'product()'.")] = "factors()",
+    space: Annotated[
+        str,
+        typer.Option(
+            help="Where adapters are compared; default: 'product()', the true updates of the weights."
+        ),
+    ] = "",
     weights: Annotated[str, typer.Option(help="A number for each, '120,80'; default: all alike.")] = "",
-    base: Annotated[str, typer.Option(help="Their base, where they name one base differently.")] = "",
+    names: Annotated[
+        str, typer.Option(help="A name for each, which random masks depend on; default: from the contents.")
+    ] = "",
+    base: Annotated[
+        str,
+        typer.Option(help="Their base: for whole checkpoints a folder or Hub id; for adapters also a name."),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of rules that draw at random.")] = 0,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda' or 'cuda:1'.")] = "auto",
+    kernel: Annotated[str, typer.Option(help="'plain' for the reference, 'auto' for the fastest.")] = "auto",
+    memory: Annotated[
+        str,
+        typer.Option(
+            help=f"'2GB': what the process may take ({_CHECKPOINTS}); default: half of what is free."
+        ),
+    ] = "",
+    missing: Annotated[
+        str,
+        typer.Option(
+            help=f"Of a tensor that a fine-tune lacks: 'refuse', or 'base': unchanged ({_CHECKPOINTS})."
+        ),
+    ] = "refuse",
+    extra: Annotated[
+        str, typer.Option(help=f"Of a tensor that the base lacks: 'refuse' or 'drop' ({_CHECKPOINTS}).")
+    ] = "refuse",
+    tokenizer_from: Annotated[
+        str, typer.Option(help=f"Folder to take the tokenizer from; default: the base's ({_CHECKPOINTS}).")
+    ] = "",
+    shard_size: Annotated[str, typer.Option(help=f"Largest file written ({_CHECKPOINTS}).")] = "5GB",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be merged and what it needs; write nothing.")
+    ] = False,
 ) -> Outcome:
-    """Merge adapters that lie on disk, without any training."""
-    if len(adapters) < 2:
-        raise ConfigError(f"{count(len(adapters), 'adapter')} given, expected two or more")
-    shares = parse_weights(weights, len(adapters))
-    refuse_filled(output)
-    import fedmerge
+    """Merge adapters or whole checkpoints that lie on disk, without any training."""
+    if len(models) < 2:
+        raise ConfigError(f"{count(len(models), 'adapter')} given, expected two or more")
+    if output is None and not dry_run:
+        raise ConfigError("no -o/--output is given: a new or an empty folder to write into")
+    if output is not None:
+        refuse_filled(output)
+    request = Request(
+        models=tuple(models),
+        output=output,
+        rule=rule,
+        space=space,
+        weights=parse_weights(weights, len(models)),
+        names=parse_names(names, len(models)),
+        base=base,
+        seed=seed,
+        device=device,
+        kernel=kernel,
+        memory=memory,
+        missing=missing,
+        extra=extra,
+        tokenizer_from=tokenizer_from,
+        shard_size=shard_size,
+        dry_run=dry_run,
+    )
+    if kind_of(request) == "adapter":
+        from fedmerge.cli import merge_adapters
 
-    loaded = [fedmerge.load_adapter(adapter) for adapter in adapters]
-    base = common_base(adapters, loaded, base)
-    check_heads(adapters, loaded)
-    merged = fedmerge.merge(loaded, shares, rule=rule, space=space, seed=seed)
-    metadata = {key: text for key, text in merged.adapter.metadata.items() if key != "round"}
-    adapter = replace(merged.adapter, metadata=metadata | {"rule": rule, "space": space})
-    fedmerge.save_adapter(adapter, output, base_model=base)
-    payload = {
-        "adapter": output.absolute(),
-        "base_model": base,
-        "rule": rule,
-        "space": space,
-        "weights": shares or [1.0] * len(adapters),
-        "tensors": len(adapter.tensors),
-        "report": asdict(merged.report),
-    }
-    told = f"{count(len(adapters), 'adapter')} merged by {rule} in {space}: {output.absolute()}"
-    return Outcome(payload, [told])
+        return merge_adapters.run(request)
+    from fedmerge.cli import merge_checkpoints
+
+    return merge_checkpoints.run(request)
+
+
+def parse_names(text: str, models: int) -> list[str] | None:
+    """Names from text, None where none are given.
+
+    Raises:
+        ConfigError: not as many as there are models, or one of them twice.
+
+    Example:
+        >>> parse_names("north, south", 2)
+        ['north', 'south']
+    """
+    if not text.strip():
+        return None
+    names = [part.strip() for part in text.split(",")]
+    if len(names) != models or len(set(names)) != models or not all(names):
+        raise ConfigError(f"--names {text!r}: expected {models} different names with commas between")
+    return names
 
 
 def parse_weights(text: str, adapters: int) -> list[float] | None:

@@ -109,8 +109,11 @@ def make(config: Config) -> Plan:
     """Find out what a run of `config` would do.
 
     Raises:
-        FedMergeError: the data, or the base's configuration, is not there.
+        FedMergeError: the data, or the base's configuration, is not there; a rule that can't merge so many
+            silos.
     """
+    from fedmerge.server.asking import quorum_of
+    from fedmerge.server.plan import Plan as Strategies
     from fedmerge.server.sampling import sample
     from fedmerge.silo.data import agreed_labels, load_silos
     from fedmerge.silo.lora import initial_adapter
@@ -121,7 +124,9 @@ def make(config: Config) -> Plan:
     adapter = initial_adapter(config.silo, agreed_labels(config.silo.data, cards))
     names = [card["name"] for card in cards]
     sampled = len(sample(names, config.strategy.fraction, seed=config.run.seed, round=1))
-    traffic = traffic_of(adapter, sampled, config.wire.encoding)
+    strategies = Strategies.of(config.strategy)
+    strategies.check_clients(sampled, quorum_of(sampled, config.strategy.quorum))
+    traffic = traffic_of(adapter, sampled, config.wire.encoding, strategies.needs)
     return Plan(
         run=_run(config, sampled),
         silos=tuple(_silo_plan(config, card) for card in cards),
@@ -145,14 +150,17 @@ def steps_of(rows: int, train: TrainSettings, *, packed: bool) -> int | None:
     return train.epochs * math.ceil(math.ceil(rows / train.batch_size) / train.accumulate)
 
 
-def traffic_of(adapter: Adapter, silos: int, encoding: str) -> Traffic:
-    """What a round sends: the adapter down and a delta up, for each of the sampled silos."""
+def traffic_of(adapter: Adapter, silos: int, encoding: str, needs: frozenset[str] = frozenset()) -> Traffic:
+    """What a round sends, for each sampled silo: the adapter down, a delta up, and what the rule needs."""
+    from fedmerge.adapters.statistics import shapes_of
+
     exact = sum(tensor.numel() * tensor.element_size() for tensor in adapter.tensors.values())
     width = _ENCODED_BYTES.get(encoding, 0)
     up = sum(
         tensor.numel() * min(width or tensor.element_size(), tensor.element_size())
         for tensor in adapter.tensors.values()
     )
+    up += sum(4 * math.prod(shape) for name in needs for shape in shapes_of(name, adapter.tensors).values())
     return Traffic(len(adapter.tensors), adapter.parameters, exact, exact * silos, up * silos)
 
 

@@ -35,6 +35,18 @@ def require_finite(owner: str, knob: str, value: object) -> None:
         raise RuleError(f"{owner}: {knob}={value!r} is out of range: a finite number")
 
 
+def require_whole(owner: str, knob: str, value: object, low: int) -> None:
+    """Raise unless `value` is a whole number from `low`.
+
+    Example:
+        >>> require_whole("consensus", "clients", 2.0, 1)
+        Traceback (most recent call last):
+        fedmerge.errors.RuleError: consensus: clients=2.0 is out of range: a whole number from 1
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise RuleError(f"{owner}: {knob}={value!r} is out of range: a whole number from {low}")
+
+
 def require_choice(owner: str, knob: str, value: object, choices: Sequence[object]) -> None:
     """Raise unless `value` is one of `choices`."""
     if value not in choices:

@@ -44,7 +44,11 @@ class Mean(Stage):
 
     def __call__(self, stack: Stack, draw: Draw) -> Stack:
         """Return one row, float64."""
-        return one_row(divide(*weighted_sum(stack)))
+        return one_row(self.of_sums(*weighted_sum(stack), (stack.weights > 0).sum(dim=0)))
+
+    def of_sums(self, total: Tensor, divisor: Tensor, counted: Tensor) -> Tensor:
+        """The row from sums over the clients: of weight times value, of weights, and their number."""
+        return divide(total, divisor)
 
     def linear(self, coefficients: Tensor) -> Tensor | None:
         """The shares."""
@@ -66,8 +70,11 @@ class Total(Stage):
 
     def __call__(self, stack: Stack, draw: Draw) -> Stack:
         """Return one row, float64."""
-        total, divisor = weighted_sum(stack)
-        return one_row(divide(total.mul_((stack.weights > 0).sum(dim=0)), divisor))
+        return one_row(self.of_sums(*weighted_sum(stack), (stack.weights > 0).sum(dim=0)))
+
+    def of_sums(self, total: Tensor, divisor: Tensor, counted: Tensor) -> Tensor:
+        """The row from sums over the clients: of weight times value, of weights, and their number."""
+        return divide(total * counted, divisor)
 
     def linear(self, coefficients: Tensor) -> Tensor | None:
         """The shares, times the number of clients that count."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fedmerge.errors import RuleError
+from fedmerge.rules.gram import GramStage
+from fedmerge.rules.rounding import round_once
 from fedmerge.rules.stack import Draw, Stack
 from fedmerge.rules.stages import PHASES, Stage
+from fedmerge.rules.streaming import Stream, run_stages, streams
 from fedmerge.text import render
+
+__all__ = ["CHUNK_ENTRIES", "Chain", "CoefficientsRule", "Rule", "chain", "round_once"]
 
 CHUNK_ENTRIES = 2**22
 """Clients times coordinates merged at once where the stages allow it: bounds the float64 working memory to
@@ -24,9 +28,14 @@ class Rule(Protocol):
     """A finished merge method.
 
     Attributes:
-        kind: "elementwise" (on a `Stack`), "coefficients" (on the Gram matrix) or "matrix" (on 2-D cores).
+        kind: "elementwise" (coordinate by coordinate, on a `Stack`), "coefficients" (from the Gram matrix
+            alone, see `CoefficientsRule`), "matrix" (on the updates of 2-D weights), "factor" (on A and B of
+            a LoRA pair) or "by_name" (another rule for each name).
         scope: "tensor", or "adapter" where all tensors must be given as one row.
         separable: whether chunks of coordinates may be merged apart, with the same bits.
+
+    A rule that wants statistics of the silos says which by a further attribute, `needs =
+    frozenset({"fisher"})` (statistics.py).
     """
 
     @property
@@ -53,9 +62,18 @@ class Rule(Protocol):
         ...
 
 
+@runtime_checkable
+class CoefficientsRule(Rule, Protocol):
+    """A rule of kind "coefficients": `sum c_i tau_i`, where c depends on inner products and weights alone."""
+
+    def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
+        """Coefficients c, float64 `(clients,)`, from `(clients, clients)` and raw weights `(clients,)`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Chain:
-    """An elementwise rule: stages one after the other, the last of them leaving one row.
+    """A rule of stages, one after the other, the last of them leaving one row.
 
     Made by `chain`, or by a rule of the catalogue, which gives it its spelling; two chains of equal stages
     are equal however they are spelt.
@@ -71,8 +89,6 @@ class Chain:
     stages: tuple[Stage, ...]
     spelling: str = field(default="", compare=False)
 
-    kind: ClassVar[str] = "elementwise"
-
     def __post_init__(self) -> None:
         """Check that the stages make a rule."""
         for stage in self.stages:
@@ -87,6 +103,11 @@ class Chain:
                 raise RuleError(
                     f"chain: {second} ({second.phase}) can't come after {first} ({first.phase}); "
                     f"the order is {', '.join(PHASES)}"
+                )
+            if first.phase == "elect" and isinstance(second, GramStage):
+                raise RuleError(
+                    f"chain: {second} weighs whole deltas, so it can't come after {first}, which weighs each "
+                    "coordinate"
                 )
 
     def __call__(self, stack: Stack, draw: Draw) -> Tensor:
@@ -118,14 +139,61 @@ class Chain:
         dtype = stack.values.dtype
         needs_whole = [index for index, stage in enumerate(self.stages) if not stage.separable]
         split = needs_whole[-1] + 1 if needs_whole else 0
-        stack = _run(self.stages[:split], stack, draw)
+        stack = run_stages(self.stages[:split], stack, draw)
         merged = torch.empty(stack.coordinates, dtype=dtype, device=stack.values.device)
         size = max(1, CHUNK_ENTRIES // stack.clients)
         for start in range(0, stack.coordinates, size):
             stop = min(start + size, stack.coordinates)
-            chunk = _run(self.stages[split:], stack.columns(start, stop), draw.at(start))
+            chunk = run_stages(self.stages[split:], stack.columns(start, stop), draw.at(start))
             merged[start:stop] = round_once(chunk.values[0], dtype)
         return merged
+
+    @property
+    def kind(self) -> str:
+        """What it works on: "coefficients" where inner products and weights decide, else "elementwise"."""
+        one = torch.ones(1, dtype=torch.float64)
+        by_gram = [isinstance(stage, GramStage) for stage in self.stages]
+        others = [stage for stage, found in zip(self.stages, by_gram, strict=True) if not found]
+        settled = any(by_gram) and all(stage.linear(one) is not None for stage in others)
+        return "coefficients" if settled else "elementwise"
+
+    def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
+        """Coefficients of the result, where the rule's kind is "coefficients".
+
+        Args:
+            gram: inner products of the deltas, `(clients, clients)`.
+            weights: raw, `(clients,)`.
+
+        Returns:
+            float64 `(clients,)` on the CPU, c with result `sum c_i tau_i`; 0 for clients of weight 0.
+
+        Raises:
+            RuleError: a rule that looks further than inner products; weights that are negative or not finite;
+                clients that the rule can't treat.
+
+        Example:
+            >>> from fedmerge.rules import krum
+            >>> far = torch.tensor([[1.0, 1.0, 9.0], [1.0, 1.0, 9.0], [9.0, 9.0, 81.0]])
+            >>> krum(attackers=0).coefficients(far, torch.ones(3)).tolist()
+            [1.0, 0.0, 0.0]
+        """
+        if self.kind != "coefficients":
+            raise RuleError(f"{self} is no rule of inner products: it looks at each coordinate")
+        _check_weights(weights)
+        carried: Tensor | None = weights.to("cpu", torch.float64)
+        factors = torch.ones_like(weights, dtype=torch.float64, device="cpu")
+        for stage in self.stages:
+            assert carried is not None  # `kind` asked every stage
+            if not isinstance(stage, GramStage):
+                carried = stage.linear(carried)
+                continue
+            found = stage.coefficients(gram, carried)
+            if stage.phase == "combine":
+                carried = found
+            else:
+                gram, factors = found * gram.to(found) * found.unsqueeze(1), factors * found
+        assert carried is not None
+        return factors * carried
 
     @property
     def separable(self) -> bool:
@@ -136,6 +204,28 @@ class Chain:
     def scope(self) -> str:
         """What it must see at once: "adapter" where a stage wants all tensors as one row."""
         return "adapter" if any(stage.scope == "adapter" for stage in self.stages) else "tensor"
+
+    @property
+    def streams(self) -> bool:
+        """Whether clients may be merged one after the other, without keeping them."""
+        return streams(self.stages)
+
+    def begin(self, draw: Draw, dtype: torch.dtype, device: torch.device | str = "cpu") -> Stream:
+        """Begin to merge a stream of clients: `add` each, then `finish`, with the bits of a call.
+
+        Args:
+            draw: as for a call, but without silos.
+            dtype: of the values.
+            device: where they are added up.
+
+        Raises:
+            RuleError: the rule must see all clients at once.
+        """
+        if not self.streams:
+            raise RuleError(
+                f"{self} can't merge a stream: only per-client stages, mean() or total(), and scale() can"
+            )
+        return Stream(self.stages, draw, dtype, device)
 
     def linear(self, weights: Tensor) -> Tensor | None:
         """Coefficients of the result, where they depend on the weights alone.
@@ -150,6 +240,11 @@ class Chain:
         for stage in self.stages:
             coefficients = None if coefficients is None else stage.linear(coefficients)
         return coefficients
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics of the silos that its stages want: "fisher"."""
+        return frozenset[str]().union(*(getattr(stage, "needs", ()) for stage in self.stages))
 
     def __str__(self) -> str:
         """The rule as text that `parse_rule` reads back."""
@@ -180,39 +275,6 @@ def chain(*stages: Stage | Chain) -> Chain:
     for stage in stages:
         flat += stage.stages if isinstance(stage, Chain) else [stage]
     return Chain(tuple(flat))
-
-
-def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float64 to a dtype, once.
-
-    torch goes from float64 to the 16-bit types by way of float32, and rounds twice. Rounding to odd on the
-    way makes the second rounding see what the first one lost.
-
-    Args:
-        values: any shape.
-        dtype: floating.
-
-    Returns:
-        The nearest values of that dtype, ties to even.
-
-    Example:
-        >>> value = torch.tensor([1 + 2**-9 + 2**-40], dtype=torch.float64)
-        >>> round_once(value, torch.bfloat16) == value.to(torch.bfloat16)
-        tensor([True])
-        >>> value = torch.tensor([1 + 2**-8 + 2**-40], dtype=torch.float64)
-        >>> round_once(value, torch.bfloat16) > value.to(torch.bfloat16)
-        tensor([True])
-    """
-    if values.dtype != torch.float64 or dtype not in (torch.bfloat16, torch.float16):
-        return values.to(dtype)
-    single = values.to(torch.float32)
-    back = single.to(torch.float64)
-    bits = single.view(torch.int32) - (back.abs() > values.abs()).to(torch.int32)
-    return (bits | (back != values).to(torch.int32)).view(torch.float32).to(dtype)
-
-
-def _run(stages: tuple[Stage, ...], stack: Stack, draw: Draw) -> Stack:
-    return reduce(lambda so_far, stage: stage(so_far, draw), stages, stack)
 
 
 def _check_weights(weights: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class Stack:
         values: `(clients, coordinates)`, floating.
         weights: `(clients, 1)`, or `(clients, coordinates)` once a stage has edited them; float64, on the
             device of the values, not negative. Raw: any scale (numbers of examples, say).
+        statistics: what the silos measured besides, for rules that need it: "fisher" `(clients,
+            coordinates)`, or "gram" `(clients, rank, rank)`. Floating, on the device of the values.
 
     Raises:
         RuleError: where shapes, types or devices do not fit.
@@ -30,9 +33,10 @@ class Stack:
 
     values: Tensor
     weights: Tensor
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that values and weights fit each other."""
+        """Check that values, weights and statistics fit each other."""
         values, weights = self.values, self.weights
         if len(values.shape[1:]) != 1 or values.shape[0] == 0 or not values.is_floating_point():
             raise RuleError(
@@ -47,6 +51,22 @@ class Stack:
             )
         if weights.device != values.device:
             raise RuleError(f"weights are on {weights.device}, the values on {values.device}")
+        for name, statistic in self.statistics.items():
+            self._check_statistic(name, statistic)
+
+    def _check_statistic(self, name: str, statistic: Tensor) -> None:
+        """Of each coordinate where it has two axes; of the tensor as a whole where it has three."""
+        clients, *rest = statistic.shape if statistic.ndim else (0,)
+        fits = rest == [self.coordinates] or len(rest) == 2
+        if clients != self.clients or not fits or not statistic.is_floating_point():
+            raise RuleError(
+                f"the statistic {name!r} is floating {tuple(self.values.shape)}, or ({self.clients}, rank, "
+                f"rank), got {statistic.dtype} of shape {tuple(statistic.shape)}"
+            )
+        if statistic.device != self.values.device:
+            raise RuleError(
+                f"the statistic {name!r} is on {statistic.device}, the values on {self.values.device}"
+            )
 
     @property
     def clients(self) -> int:
@@ -61,7 +81,11 @@ class Stack:
     def columns(self, start: int, stop: int) -> Stack:
         """The coordinates `start` to `stop`, without a copy."""
         weights = self.weights if self.weights.shape[1] == 1 else self.weights[:, start:stop]
-        return Stack(self.values[:, start:stop], weights)
+        statistics = {
+            name: statistic[:, start:stop] if statistic.ndim == 2 else statistic
+            for name, statistic in self.statistics.items()
+        }
+        return Stack(self.values[:, start:stop], weights, statistics)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ PHASES = ("weigh", "sparsify", "elect", "combine", "scale")
 SCOPES = ("tensor", "adapter")
 """What a threshold is chosen over: each tensor by itself, or the whole adapter."""
 
+VOTES = ("mass", "frequency")
+"""What a client votes with for the sign of a coordinate: with its value, or with the value's sign alone."""
+
 
 @runtime_checkable
 class Stage(Protocol):
@@ -32,6 +35,9 @@ class Stage(Protocol):
         phase: its place in a chain, one of `PHASES`.
         separable: whether chunks of coordinates may be treated apart, with the same bits.
         scope: "adapter" where it wants all tensors of an adapter as one row.
+
+    A stage that treats each client by itself says so by a further attribute, `per_client = True`: rules of
+    such stages can merge clients that come one after the other (streaming.py).
     """
 
     @property
@@ -85,6 +91,7 @@ class EqualWeights(Stage):
     """
 
     phase: ClassVar[str] = "weigh"
+    per_client: ClassVar[bool] = True
 
     def __call__(self, stack: Stack, draw: Draw) -> Stack:
         """Return the stack with weights 1 (0 where they were 0)."""
@@ -125,6 +132,7 @@ class KeepLargest(Stage):
     minimum: int = 1
 
     phase: ClassVar[str] = "sparsify"
+    per_client: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -203,6 +211,7 @@ class DropRandom(Stage):
     density: float
 
     phase: ClassVar[str] = "sparsify"
+    per_client: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the argument."""
@@ -230,6 +239,12 @@ class ElectSign(Stage):
     Edits weights, not values: who disagrees, or has a 0 there, gets weight 0. Where the vote is exactly 0
     nobody counts, so that `Mean` gives 0.
 
+    Args:
+        votes: "mass", the sign of `sum_i w_i tau_i`; or "frequency", the sign of `sum_i w_i sgn(tau_i)`.
+
+    Raises:
+        RuleError: another word.
+
     Example:
         >>> values = torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
         >>> stack = Stack(values, torch.ones(2, 1, dtype=torch.float64))
@@ -241,11 +256,18 @@ class ElectSign(Stage):
         Yadav, Tam, Choshen, Raffel, Bansal, "TIES-Merging", 2023, arXiv:2306.01708, section 3 (elect).
     """
 
+    votes: str = "mass"
+
     phase: ClassVar[str] = "elect"
+
+    def __post_init__(self) -> None:
+        """Check the argument."""
+        require_choice("elect_sign", "votes", self.votes, VOTES)
 
     def __call__(self, stack: Stack, draw: Draw) -> Stack:
         """Return the stack with weights `(clients, coordinates)`, 0 for those who are outvoted."""
-        vote, _ = weighted_sum(stack)
+        by_mass = self.votes == "mass"
+        vote, _ = weighted_sum(stack if by_mass else Stack(stack.values.sign(), stack.weights))
         positive, negative = vote > 0, vote < 0
         weights = torch.zeros_like(stack.values, dtype=torch.float64)
         for value, weight, target in zip(stack.values, stack.weights, weights, strict=True):

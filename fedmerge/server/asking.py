@@ -88,7 +88,7 @@ class Asker:
 
     def evaluate(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, round: int) -> list[Message]:
         """An evaluate message for each connected node."""
-        order = replace(self.instruction, round=round)
+        order = replace(self.instruction, round=round, statistics=())
         nodes = sorted(grid.get_node_ids())
         return [self._message(MessageType.EVALUATE, arrays, config, order, node) for node in nodes]
 

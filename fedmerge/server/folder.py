@@ -7,7 +7,8 @@
     metrics.jsonl        one line a round
     events.jsonl         every observer event, one line each
     rounds/0000/         broadcast.safetensors and state.json: the initial adapter
-    rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors, deltas/<silo>.safetensors
+    rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors, deltas/<silo>.safetensors,
+                         statistics/<silo>.fisher.safetensors
     adapter/             the final adapter in PEFT's format
     result.json          the scores
 
@@ -97,18 +98,30 @@ class RunFolder:
             tensors = {"broadcast.safetensors": broadcast.tensors, "optimizer.safetensors": optimizer or {}}
             files = {name: storage.tensors_bytes(values) for name, values in tensors.items() if values}
             hashes = {name: storage.sha256_of(data) for name, data in files.items()}
-            for delta in sorted((folder / "deltas").glob("*.safetensors")):
-                hashes[f"deltas/{delta.name}"] = storage.hash_of(delta)
+            for place in ("deltas", "statistics"):
+                for path in sorted((folder / place).glob("*.safetensors")):
+                    hashes[f"{place}/{path.name}"] = storage.hash_of(path)
             record = {"round": round, "previous": self._last_state, "sha256": hashes, **(state or {})}
             files["state.json"] = storage.json_bytes(record)
             storage.write_together(folder, files)
             self._last_state = storage.sha256_of(files["state.json"])
 
-    def write_delta(self, round: int, silo: str, delta: Adapter) -> None:
-        """Write one silo's delta down, before it is merged."""
-        path = self.round_folder(round) / "deltas" / f"{storage.file_name(silo)}.safetensors"
-        with storage.writing(path):
-            storage.write_tensors(path, delta.tensors, silo)
+    def write_delta(
+        self,
+        round: int,
+        silo: str,
+        delta: Adapter,
+        statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """Write one silo's delta down, and what it measured, before it is merged."""
+        file = storage.file_name(silo)  # a silo's own dots are quoted
+        folder = self.round_folder(round)
+        paths = {folder / "deltas" / f"{file}.safetensors": delta.tensors}
+        for name, values in (statistics or {}).items():
+            paths[folder / "statistics" / f"{file}.{name}.safetensors"] = dict(values)
+        for path, tensors in paths.items():
+            with storage.writing(path):
+                storage.write_tensors(path, tensors, silo)
 
     def write_adapter(self, adapter: Adapter, *, base_model: str = "", task_type: str | None = None) -> Path:
         """Write the final adapter in PEFT's format; returns its folder."""

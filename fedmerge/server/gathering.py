@@ -35,6 +35,7 @@ class Terms:
         expects_gpu: whether silos of a simulation must not compute on the CPU.
         named: whether messages went to silos by name; else replies say their names.
         shared: whether this is a simulation, in which nothing is private.
+        needs: the statistics that rule and shadows want of the silos.
     """
 
     encoding: str
@@ -44,6 +45,7 @@ class Terms:
     expects_gpu: bool = False
     named: bool = True
     shared: bool = False
+    needs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def gather(
         replies=terms.replies,
         fingerprint=terms.fingerprint,
         reveal=terms.shared or not terms.named,
+        needs=terms.needs,
     )
     for reply in replies:
         _tell(observer, guard.round, guard.admit(reply))

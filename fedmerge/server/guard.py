@@ -16,19 +16,22 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 from fedmerge.adapters import Adapter
-from fedmerge.errors import WireError
+from fedmerge.adapters.statistics import Statistics, check_sign, shapes_of
+from fedmerge.errors import AdapterMismatch, WireError
 from fedmerge.server.reading import (
     arrays_of,
     check_examples,
+    check_finite,
     error_of,
     finite_norm,
     metrics_of,
     numbers_of,
+    statistic_of,
     subtract,
 )
 from fedmerge.wire.protocol import EXAMPLES, Sender, read_sender
 from fedmerge.wire.records import count_bytes, from_record
-from fedmerge.wire.schema import Schema, shown
+from fedmerge.wire.schema import Entry, Schema, shown
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Admitted:
         metrics: what the silo measured.
         norm: length of the delta over all its tensors; 0 for a silo that learned nothing.
         device: "cpu" or "cuda"; "" where unknown.
+        statistics: what the rule needs besides, by its name, and within by names of tensors or modules.
     """
 
     silo: str
@@ -54,6 +58,7 @@ class Admitted:
     metrics: Mapping[str, float]
     norm: float
     device: str = ""
+    statistics: Statistics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Guard:
         replies: whether silos send deltas or trained weights.
         fingerprint: of the base; "" takes any.
         reveal: whether Flower's own error text may be repeated (it can quote private things).
+        needs: the statistics that a reply must carry.
         refused: the replies dropped so far.
         answered: ids of the messages answered so far.
         bytes_up: of the replies' content so far.
@@ -89,6 +95,7 @@ class Guard:
     replies: Replies = "delta"
     fingerprint: str = ""
     reveal: bool = False
+    needs: frozenset[str] = frozenset()
     refused: list[Refusal] = field(default_factory=list)
     answered: set[str] = field(default_factory=set)
     bytes_up: int = 0
@@ -99,6 +106,11 @@ class Guard:
         """Fix what a reply's tensors must be; trained weights travel exactly."""
         encoding = self.encoding if self.replies == "delta" else "exact"
         self.schema = Schema.of(self.received.tensors, encoding)
+        shapes = {name: shapes_of(name, self.received.tensors) for name in sorted(self.needs)}
+        self.measured = {
+            name: Schema({key: Entry(shape, "float32") for key, shape in entries.items()})
+            for name, entries in shapes.items()
+        }
 
     @property
     def admitted(self) -> list[Admitted]:
@@ -165,9 +177,11 @@ class Guard:
         examples = check_examples(metrics.get(EXAMPLES))
         # A copy is emptied while it is decoded: in one process the sender's own may be the broadcast.
         record = arrays_of(content).copy()
+        measured = {name: statistic_of(content, name, schema) for name, schema in self.measured.items()}
         reply.content = content = RecordDict()  # else two copies of every tensor would stand in memory
         delta, norm = self._delta(record)
-        return Admitted(silo, delta, examples, numbers_of(metrics), norm, sender.device)
+        statistics = {name: self._statistic(name, measured.pop(name)) for name in self.measured}
+        return Admitted(silo, delta, examples, numbers_of(metrics), norm, sender.device, statistics)
 
     def _content(self, reply: Message) -> RecordDict:
         """The content of the first reply to a message of this round."""
@@ -203,6 +217,17 @@ class Guard:
                 self.drop(silo, reason)
             raise WireError(reason)
         self._claimed.add(silo)
+
+    def _statistic(self, name: str, record: ArrayRecord) -> dict[str, Tensor]:
+        """Decode a statistic, emptying its record, and check that it can be what it is called."""
+        values = from_record(record, self.measured[name], keep=False)
+        try:
+            for key, value in values.items():
+                check_finite(f"{name} of {key}", value)
+                check_sign(f"the {name!r} of {shown(key)}", name, value)
+        except AdapterMismatch as problem:
+            raise WireError(str(problem)) from None
+        return values
 
     def _delta(self, record: ArrayRecord) -> tuple[Adapter, float]:
         """Decode a record, emptying it, and its length."""

@@ -11,6 +11,7 @@ from fedmerge.adapters.optimizers import OptimizerState
 from fedmerge.adapters.spaces import Space
 from fedmerge.errors import FedMergeError, RoundFailed
 from fedmerge.rules import Rule
+from fedmerge.rules.statistics import needs_of
 from fedmerge.server.guard import Admitted
 from fedmerge.server.plan import Plan
 from fedmerge.server.reading import check_finite
@@ -68,6 +69,8 @@ class Merger:
 
     def merged(self, closed: Closed, rule: Rule, space: Space) -> Merged:
         """The replies merged by one rule in one space."""
+        needs = needs_of(rule)
+        statistics = [{name: reply.statistics[name] for name in needs} for reply in closed.replies]
         return merge(
             [reply.delta for reply in closed.replies],
             closed.weights,
@@ -79,6 +82,7 @@ class Merger:
             round=closed.round,
             device=self.device,
             finite=True,
+            statistics=statistics if needs else None,
         )
 
     def shadows(self, closed: Closed) -> dict[str, Adapter]:

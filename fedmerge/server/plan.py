@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from fedmerge.adapters import Lora
 from fedmerge.adapters.optimizers import ServerOptimizer, parse_optimizer
 from fedmerge.adapters.spaces import Factors, Space, parse_space
-from fedmerge.errors import ConfigError
-from fedmerge.rules import Rule, parse_rule
+from fedmerge.adapters.statistics import check_needs
+from fedmerge.errors import ConfigError, RoundFailed, RuleError
+from fedmerge.rules import Draw, Rule, Stack, parse_rule
+from fedmerge.rules.statistics import needs_of
 from fedmerge.server.outliers import OutlierPolicy, parse_guard
 from fedmerge.server.settings import StrategySettings
 
@@ -43,20 +47,68 @@ class Plan:
         """Parse the settings' texts; `rule` takes the place of its text, for rules built in Python.
 
         Raises:
-            RuleError: a rule, space or optimizer that is unknown or out of range, or an optimizer that does
-            not
-                work in the space.
+            RuleError: a rule, space or optimizer that is unknown or out of range, or an optimizer or a rule
+                that does not work in the space.
             ConfigError: a guard or shadow that can't be read.
         """
         space, optimizer = parse_space(settings.space), parse_optimizer(settings.server_optimizer)
         optimizer.check_space(space)
+        rule = rule or parse_rule(settings.rule)
+        check_needs(rule, space)
         return cls(
-            rule=rule or parse_rule(settings.rule),
+            rule=rule,
             space=space,
             optimizer=optimizer,
             outliers=parse_guard(settings.guard),
             shadows=parse_shadows(settings.shadows),
         )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that rule and shadows want of every reply."""
+        return needs_of(self.rule).union(*(needs_of(shadow.rule) for shadow in self.shadows))
+
+    def check_rounds(self, rounds: int) -> None:
+        """Refuse what can't run so many rounds on adapters of LoRA pairs; shadows merge only once.
+
+        Raises:
+            RuleError: a rule that does not work in its space.
+            ConfigError: a space whose adapters grow, and more than one round.
+        """
+        self.space.check_rule(self.rule)
+        for shadow in self.shadows:
+            shadow.space.check_rule(shadow.rule)
+        if rounds > 1 and self.space.grows:
+            raise ConfigError(
+                f"space {self.space} keeps the merge exact by a rank that grows: over {rounds} rounds "
+                "(run.rounds) it would grow each time; use product() or core(), or a single round"
+            )
+
+    def check_clients(self, asked: int, need: int) -> None:
+        """Refuse a rule that could not merge as many replies as may come, before anybody trains.
+
+        The rule is tried on small made-up deltas: what it says of their number it would say of the silos'.
+
+        Args:
+            asked: silos that the round asks.
+            need: replies that its quorum wants.
+
+        Raises:
+            RoundFailed: the rule can't merge so many, or so few; with what the rule says.
+        """
+        if self.rule.kind == "by_name" or needs_of(self.rule):
+            return  # the first depends on the tensors; the others weigh coordinates, and take any number
+        for count in (asked, need):
+            values = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+            names = tuple(f"silo-{client}" for client in range(count))
+            stack = Stack(values, torch.ones(count, 1, dtype=torch.float64))
+            try:
+                self.rule(stack, Draw(seed=0, round=0, silos=names, tensor="trial", shape=(8,)))
+            except RuleError as problem:
+                raise RoundFailed(
+                    f"{self.rule} can't merge {count} replies: {problem}. The round asks {asked} silos, and "
+                    f"its quorum is {need}; nothing was trained"
+                ) from None
 
     def check_lora(self, lora: Lora | None) -> None:
         """Refuse a space that works on LoRA products where nobody says how these are scaled.
@@ -93,4 +145,5 @@ def parse_shadows(text: str) -> tuple[Shadow, ...]:
 
 def _shadow(rule_text: str, space_text: str) -> Shadow:
     rule, space = parse_rule(rule_text), parse_space(space_text)
+    check_needs(rule, space)
     return Shadow(f"{rule} @ {space}", rule, space)

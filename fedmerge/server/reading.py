@@ -10,8 +10,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmerge.errors import WireError
-from fedmerge.wire.protocol import ARRAYS, EXAMPLES, METRICS, read_sender
-from fedmerge.wire.schema import shown
+from fedmerge.rules.statistics import STATISTICS
+from fedmerge.wire.protocol import ARRAYS, EXAMPLES, METRICS, STATISTICS_PREFIX, read_sender
+from fedmerge.wire.schema import Schema, shown
 
 MOST_EXAMPLES = 10**12
 """Training rows above this are no count of rows; 2^62 would silence every other silo."""
@@ -114,12 +115,33 @@ def check_finite(name: str, value: Tensor) -> None:
 
 def arrays_of(content: RecordDict) -> ArrayRecord:
     """The record of tensors: "arrays", or the only one there is."""
-    records = {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
+    records = {
+        key: record
+        for key, record in content.items()
+        if isinstance(record, ArrayRecord) and not key.startswith(STATISTICS_PREFIX)
+    }
     if ARRAYS in records:
         return records[ARRAYS]
     if len(records) != 1:
         raise WireError(f"it has {len(records)} array records and none called {ARRAYS!r}")
     return next(iter(records.values()))
+
+
+def statistic_of(content: RecordDict, name: str, schema: Schema) -> ArrayRecord:
+    """A copy of the record of a statistic, to be emptied while it is decoded.
+
+    Raises:
+        WireError: there is none, though there is something to measure.
+    """
+    record = content.get(STATISTICS_PREFIX + name)
+    if isinstance(record, ArrayRecord):
+        return record.copy()
+    if not schema.entries:
+        return ArrayRecord()
+    raise WireError(
+        f"it carries no {STATISTICS_PREFIX + name!r} ({STATISTICS[name]}), which the server's rule needs; "
+        "is its fedmerge older than the server's?"
+    )
 
 
 def metrics_of(content: RecordDict) -> MetricRecord:

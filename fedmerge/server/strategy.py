@@ -75,9 +75,12 @@ class MergeStrategy(Strategy):
         expects_gpu: stop if silos compute on the CPU: the server sees a GPU and train.device leaves the
             choice.
         device: where the merge is computed: "auto", "cpu" or "cuda".
-        record: whether every admitted delta is written to the folder.
+        record: whether every admitted delta is written to the folder, with the statistics beside it.
         observer: who watches.
         folder: where each round is written.
+
+    What a rule needs besides deltas, as `fisher` does, the config of each train message asks for under
+    "statistics"; `fedmerge.wire.protocol.reply_content` builds the reply with it.
 
     Raises:
         RuleError: a rule, space or optimizer that can't be read.
@@ -130,12 +133,13 @@ class MergeStrategy(Strategy):
         self.plan = Plan.of(self.settings, None if isinstance(rule, str) else rule)
         self.plan.check_lora(lora)
         self.lora = lora
-        order = replace(instruction or Instruction(), seed=seed, fingerprint=fingerprint)
+        needs = tuple(sorted(self.plan.needs))
+        order = replace(instruction or Instruction(), seed=seed, fingerprint=fingerprint, statistics=needs)
         self.asker = Asker(self.settings, order, roster, min_nodes)
         self.evaluate = roster is None if evaluate is None else evaluate
         self.terms = Terms(
             encoding, replies, fingerprint, self.plan.outliers, expects_gpu,
-            named=roster is not None, shared=roster is not None and roster.shared,
+            named=roster is not None, shared=roster is not None and roster.shared, needs=self.plan.needs,
         )  # fmt: skip
         self.merger = Merger(self.plan, seed, device)
         self.observer: Observer = observer or Silent()
@@ -164,7 +168,8 @@ class MergeStrategy(Strategy):
         """Draw the round's silos, wait for their nodes, and make their messages.
 
         Raises:
-            RoundFailed: too few nodes are connected after `wait_seconds`.
+            RoundFailed: too few nodes are connected after `wait_seconds`, or the rule can't merge as many
+                replies as may come.
             WireError: `arrays` is no record of tensors.
         """
         began = time.monotonic()
@@ -172,6 +177,7 @@ class MergeStrategy(Strategy):
         self._receive(arrays)
         self.observer.phase("waiting for nodes")
         asked = self.asker.choose(grid, server_round)
+        self.plan.check_clients(len(asked.silos), asked.need)
         messages = self.asker.train(asked, arrays, config, server_round)
         report = RoundReport(server_round, asked.silos)
         report.seconds["wait"] = time.monotonic() - began
@@ -275,7 +281,7 @@ class MergeStrategy(Strategy):
         began = time.monotonic()
         if self.folder is not None and self.record:
             for reply in replies:
-                self.folder.write_delta(report.round, reply.silo, reply.delta)
+                self.folder.write_delta(report.round, reply.silo, reply.delta, reply.statistics)
         report.seconds["write"] = time.monotonic() - began
 
     def _close(self, report: RoundReport) -> None:

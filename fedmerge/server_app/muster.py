@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.serverapp import Grid
 
 from fedmerge.config import Config
 from fedmerge.errors import ConfigError, RoundFailed
+from fedmerge.rules.statistics import STATISTICS
+from fedmerge.server.plan import Plan
 from fedmerge.server.roster import Roster, ask, check_devices, wait_for_nodes
 from fedmerge.silo.base import check_fingerprint
 from fedmerge.silo.data import agreed_labels
 from fedmerge.wire.protocol import QueryReply
+from fedmerge.wire.schema import shown
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +61,28 @@ def muster(grid: Grid, config: Config) -> Muster:
     if roster.shared:
         devices = {f"node {node}": answer.device for node, answer in answers.items()}
         check_devices(devices, expects_gpu=expects_gpu(config))
+    _check_statistics(answers, config, roster)
     cards = [{"name": card.name, "labels": card.labels} for card in roster.cards]
     about = {str(node): _about(answer) for node, answer in answers.items()}
     return Muster(roster, fingerprint, tuple(agreed_labels(config.silo.data, cards)), about)
+
+
+def _check_statistics(answers: Mapping[int, QueryReply], config: Config, roster: Roster) -> None:
+    """Find silos that can't measure what the rule needs before any of them trains.
+
+    Raises:
+        ConfigError: there are some; the message names them and the statistic.
+    """
+    settings = config.strategy if roster.shared else replace(config.strategy, shadows="")
+    for statistic in sorted(Plan.of(settings).needs):
+        unable = [answer for answer in answers.values() if statistic not in answer.statistics]
+        silos = sorted(card.name for answer in unable for card in answer.silos)
+        if unable:
+            raise ConfigError(
+                f"{', '.join(shown(silo) for silo in silos[:5])} can't measure {statistic!r} "
+                f"({STATISTICS[statistic]}), which strategy.rule or strategy.shadows needs: the fedmerge "
+                "installed there is older; update it, or choose another rule"
+            )
 
 
 def _answers(grid: Grid, config: Config) -> dict[int, QueryReply]:

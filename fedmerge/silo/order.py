@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from fedmerge.adapters import Adapter
 
 
@@ -21,6 +23,7 @@ class Order:
         splits: held-out splits to score on, of "validation" and "test".
         labels: the labels that all silos agreed on; empty where the task has none.
         deadline_seconds: training stops so many seconds after the order's start; 0 is without limit.
+        statistics: what is measured of the trained adapter, "fisher" or "gram", for the server's rule.
     """
 
     silo: str
@@ -32,6 +35,7 @@ class Order:
     splits: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     deadline_seconds: float = 0.0
+    statistics: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -47,8 +51,10 @@ class Trained:
         delta: trained minus received, with the names, shapes and dtypes of the broadcast.
         examples: rows the silo trained on.
         metrics: "received/<split>/<name>" scores of the broadcast, and "train_loss", "steps", "seconds".
+        statistics: those that the order asked for, by name, and within by names of tensors or modules.
     """
 
     delta: Adapter
     examples: int
     metrics: dict[str, float] = field(default_factory=dict)
+    statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)

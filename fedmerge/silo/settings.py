@@ -197,6 +197,8 @@ class TrainSettings:
         threads: of torch, in the thread that trains.
         device: auto, cpu, cuda or cuda:N.
         evaluation_batch_size: rows of one forward pass without gradients.
+        statistics_rows: rows (packed: sequences) that Fisher or Gram matrices are measured on, where the
+            server's rule needs them; 0 takes all.
 
     Raises:
         ConfigError: a value is out of range.
@@ -221,9 +223,10 @@ class TrainSettings:
     threads: int = 1
     device: str = "auto"
     evaluation_batch_size: int = 32
+    statistics_rows: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps"):
+        for name in ("epochs", "steps", "statistics_rows"):
             checks.integer(self, name, 0)
         for name in ("batch_size", "accumulate", "max_length", "threads", "evaluation_batch_size"):
             checks.integer(self, name, 1)

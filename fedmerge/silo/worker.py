@@ -23,6 +23,7 @@ from fedmerge.silo.order import Order, Trained
 from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.silo.settings import SiloSettings
 from fedmerge.silo.split import Split
+from fedmerge.silo.statistics import Measured, measure
 from fedmerge.silo.tasks import Task, task_class
 from fedmerge.silo.training import autocast_dtype, fit
 
@@ -101,10 +102,11 @@ class Worker:
             order: silo, amount, seeds, splits to score on.
 
         Returns:
-            trained minus received, in the broadcast's dtypes, and the broadcast's scores.
+            trained minus received, in the broadcast's dtypes, the broadcast's scores, and the statistics
+            that the order asks for.
 
         Raises:
-            ConfigError: unknown silo, unfit rows, or a loss that is not finite.
+            ConfigError: unknown silo, unfit rows, a loss that is not finite, or an unknown statistic.
             AdapterMismatch: the broadcast does not fit this silo's base and adapter settings.
         """
         began = time.monotonic()
@@ -115,11 +117,13 @@ class Worker:
             task, rows = self._task(order.labels), self._split(order, "train")
             result = fit(self._model, task, rows, self.settings.train, order, began=began)
             delta = difference(read_adapter(self._model), broadcast)
+            measured = Measured(self._model, task, rows, self.settings.train, order, began)
+            statistics = measure(measured) if order.statistics else {}
         metrics = scores | {"steps": float(result.steps), "seconds": time.monotonic() - began}
         if result.steps:
             metrics["train_loss"] = result.loss
         logger.info("%s: %d steps in %.1f s", order.place, result.steps, metrics["seconds"])
-        return Trained(delta, len(self._rows(order.silo, "train")), metrics)
+        return Trained(delta, len(self._rows(order.silo, "train")), metrics, statistics)
 
     def evaluate(self, candidates: Mapping[str, Adapter], order: Order) -> dict[str, float]:
         """Scores of several adapters on the silo's held-out splits.

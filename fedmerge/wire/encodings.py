@@ -50,6 +50,15 @@ def encode(tensors: Mapping[str, Tensor], encoding: str) -> dict[str, Tensor]:
     return encoded
 
 
+def encode_statistic(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A statistic as it travels: in float32, whatever the deltas travel in.
+
+    Squares of gradients lie below what float16 can hold, and the inverse of a Gram matrix enlarges what
+    bfloat16 rounds away.
+    """
+    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+
+
 def _same_finite(before: Tensor, after: Tensor) -> bool:
     """Whether rounding made no finite value infinite (what was so before is the guard's business)."""
     return bool((before.isfinite() == after.isfinite()).all())

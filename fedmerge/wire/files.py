@@ -7,7 +7,6 @@ pickle, no name that could be a path, no header that its file does not bear out.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -19,11 +18,13 @@ from torch import Tensor
 from fedmerge.adapters.adapter import Adapter, Lora
 from fedmerge.adapters.pairs import split_names
 from fedmerge.errors import AdapterMismatch, ConfigError, WireError
+from fedmerge.wire.folders import file_in, find_folder, read_json
 from fedmerge.wire.tensorfile import read_tensors, sync_folder, tensor_bytes, write_file
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
+CARD_FILE = "README.md"
 
 LARGEST_CONFIG = 1 << 20
 
@@ -47,12 +48,13 @@ KEPT = ("modules_to_save", "fan_in_fan_out")
 """Fields of PEFT's config that a loader needs and a merge does not; they travel in the metadata as JSON."""
 
 
-def load_adapter(source: str | Path) -> Adapter:
+def load_adapter(source: str | Path, *, fetch: bool = True) -> Adapter:
     """Read an adapter in PEFT's format.
 
     Args:
         source: a folder, or the Hub id of an adapter ("owner/name"), which is downloaded once and then
             cached.
+        fetch: whether a Hub id may be downloaded.
 
     Returns:
         The adapter on the CPU, with its LoRA settings; its metadata tell `base_model` and `task_type` where
@@ -71,10 +73,10 @@ def load_adapter(source: str | Path) -> Adapter:
         ...     load_adapter(folder + "/out").lora.scaling
         2.0
     """
-    folder = _folder(source)
+    folder = find_folder(source, "adapter", (CONFIG_FILE, TENSOR_FILE), fetch=fetch)
     config = _read_config(folder)
-    path = folder / TENSOR_FILE
-    if not path.is_file():
+    path = file_in(folder, TENSOR_FILE)
+    if path is None:
         pickled = (folder / PICKLE_FILE).exists()
         why = f"; it has {PICKLE_FILE}, a pickle, which can run code and is never read" if pickled else ""
         raise WireError(f"{folder} has no {TENSOR_FILE}{why}")
@@ -94,6 +96,7 @@ def save_adapter(
     base_model: str = "",
     task_type: str | None = None,
     overwrite: bool = False,
+    card: str = "",
 ) -> Path:
     """Write an adapter in PEFT's format: `PeftModel.from_pretrained(base, folder)` loads it.
 
@@ -107,6 +110,7 @@ def save_adapter(
         base_model: name or path of the base; "": what the adapter's metadata say under `base_model`.
         task_type: PEFT's, such as "CAUSAL_LM"; None: what the metadata say under `task_type`.
         overwrite: write into a folder that holds something else; its other files stay.
+        card: a README.md to write beside; "": none.
 
     Returns:
         The folder.
@@ -122,6 +126,8 @@ def save_adapter(
         CONFIG_FILE: _json(config),
         TENSOR_FILE: tensor_bytes(adapter.tensors, _file_metadata(adapter, config)),
     }
+    if card:
+        written[CARD_FILE] = card.encode()
     try:
         _write_folder(folder, written)
     except OSError as error:
@@ -129,42 +135,11 @@ def save_adapter(
     return folder
 
 
-def _folder(source: str | Path) -> Path:
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise WireError(
-            f"{folder} is a file, expected an adapter's folder with {CONFIG_FILE} and {TENSOR_FILE}"
-        )
-    if not isinstance(source, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
-        raise ConfigError(
-            f"adapter {str(source)!r}: there is no such folder, and it is no Hub id ('owner/name')"
-        )
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 (only who names a Hub id needs it)
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, TENSOR_FILE]))
-    except Exception as error:
-        raise ConfigError(
-            f"adapter {source!r}: there is no such folder, and the Hub did not give it: it may be "
-            f"offline, or have none ({type(error).__name__}: {error})"
-        ) from error
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
+    path = file_in(folder, CONFIG_FILE)
+    if path is None:
         raise WireError(f"{folder} is no adapter: it has no {CONFIG_FILE}")
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise WireError(f"{path} has {path.stat().st_size} bytes, at most {LARGEST_CONFIG} are read")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise WireError(f"{path} holds a {type(config).__name__}, expected an object")
-    return config
+    return read_json(path, LARGEST_CONFIG)
 
 
 def _lora(config: Mapping[str, Any], targets: str | None) -> Lora:

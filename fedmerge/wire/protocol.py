@@ -4,10 +4,16 @@ The layout is Flower's own (the one of its FedAvg), so that ``MergeStrategy`` ca
 
     instruction  {"arrays": broadcast, "config": Instruction}          + "arrays/<candidate>" in evaluations
     reply        {"arrays": delta, "metrics": scores and "num-examples", "fedmerge": who answers}
+                                       + "statistics/<name>" where the instruction's "statistics" has the name
     query reply  {"fedmerge": QueryReply}
 
 A Flower app of one's own needs one line in its train function: ``Message(reply_content(delta, examples),
-reply_to=message)``. Everything read here was written elsewhere: a wrong type is a `WireError`, never a crash.
+reply_to=message)``. Under a rule that needs statistics of the silos (`fisher`, `regmean`) the instruction's
+config names them, "fisher" say, and the reply has a record of float32 tensors for each: "statistics/fisher",
+a value from 0 for each coordinate of each tensor of the broadcast, or "statistics/gram", for each LoRA module
+by its name a (rank, rank) matrix (``reply_content(delta, examples, statistics=...)``).
+
+Everything read here was written elsewhere: a wrong type is a `WireError`, never a crash.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmerge.errors import WireError
-from fedmerge.wire.encodings import encode
+from fedmerge.wire.encodings import encode, encode_statistic
 from fedmerge.wire.fields import read, read_json, silo_name, texts
 from fedmerge.wire.records import to_record
 from fedmerge.wire.sender import FEDMERGE, Sender, read_sender
@@ -34,6 +40,7 @@ __all__ = [
     "FEDMERGE",
     "METRICS",
     "RECEIVED",
+    "STATISTICS_PREFIX",
     "Card",
     "Instruction",
     "QueryReply",
@@ -52,6 +59,7 @@ METRICS = "metrics"
 EXAMPLES = "num-examples"
 RECEIVED = "received"
 CANDIDATE_PREFIX = ARRAYS + "/"
+STATISTICS_PREFIX = "statistics/"
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Instruction:
         stream: a label that is mixed into the random seed; "" in rounds.
         splits: held-out splits to score on, of "validation" and "test".
         labels: the labels that all silos agreed on; empty where the task has none.
+        statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
     """
 
     round: int = 0
@@ -81,6 +90,7 @@ class Instruction:
     stream: str = ""
     splits: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -92,6 +102,7 @@ class Instruction:
         record["epochs"], record["steps"] = self.epochs, self.steps
         record["splits"] = ",".join(self.splits)
         record["labels"] = json.dumps(list(self.labels)) if self.labels else ""
+        record["statistics"] = ",".join(self.statistics)
         return record
 
     @classmethod
@@ -113,6 +124,7 @@ class Instruction:
             stream=read(config, "stream", str, ""),
             splits=tuple(part for part in read(config, "splits", str, "").split(",") if part),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
+            statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
         )
 
 
@@ -172,6 +184,7 @@ def reply_content(
     metrics: Mapping[str, float] | None = None,
     sender: Sender | None = None,
     encoding: str = "exact",
+    statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> RecordDict:
     """The content of a reply, for silos and for Flower apps of one's own.
 
@@ -182,6 +195,8 @@ def reply_content(
         metrics: further numbers, "<candidate>/<split>/<name>" for scores.
         sender: who answers; may be left out outside of fedmerge's own silos.
         encoding: "exact", "bf16" or "fp16"; what the server's strategy was given.
+        statistics: what the instruction asked for: "fisher" -> {tensor name: values}, "gram" -> {module:
+            matrix}. They travel as float32 whatever the encoding.
 
     Example:
         >>> import torch
@@ -192,6 +207,8 @@ def reply_content(
     content = RecordDict({METRICS: MetricRecord({**(metrics or {}), EXAMPLES: int(examples)})})
     if delta is not None:
         content[ARRAYS] = to_record(encode(delta, encoding))
+    for name, values in (statistics or {}).items():
+        content[STATISTICS_PREFIX + name] = to_record(encode_statistic(values))
     if sender is not None:
         content[FEDMERGE] = sender.to_config()
     return content
@@ -233,7 +250,10 @@ class Card:
 
 @dataclass(frozen=True)
 class QueryReply:
-    """What a node tells about itself: its silos; in a simulation (`shared`) all, which any node serves."""
+    """What a node tells about itself: its silos; in a simulation (`shared`) all, which any node serves.
+
+    `statistics` are those that it can measure; none where its fedmerge is older than they are.
+    """
 
     silos: tuple[Card, ...]
     shared: bool = False
@@ -241,6 +261,7 @@ class QueryReply:
     device: str = ""
     gpu_seen: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
+    statistics: tuple[str, ...] = ()
 
     def to_content(self) -> RecordDict:
         """The content of the reply to a query."""
@@ -251,6 +272,7 @@ class QueryReply:
         record = ConfigRecord({"silos": json.dumps(cards), "versions": json.dumps(dict(self.versions))})
         record["shared"], record["gpu-seen"] = self.shared, self.gpu_seen
         record["fingerprint"], record["device"] = self.fingerprint, self.device
+        record["statistics"] = ",".join(self.statistics)
         return RecordDict({FEDMERGE: record})
 
     @classmethod
@@ -277,4 +299,5 @@ class QueryReply:
             device=sender.device,
             gpu_seen=sender.gpu_seen,
             versions={str(name): str(version) for name, version in versions.items()},
+            statistics=tuple(part for part in read(record, "statistics", str, "").split(",") if part),
         )

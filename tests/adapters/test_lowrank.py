@@ -68,6 +68,21 @@ def test_property_products_are_truncated_as_numpy_truncates_them(outputs, inputs
     np.testing.assert_allclose(low.discarded, (s[rank:] ** 2).sum(), atol=1e-12 * s[0] ** 2)
 
 
+@pytest.mark.parametrize("matrix", [normal(20, 5), ill_conditioned(1e12), normal(20, 3) * 1e-170])
+def test_the_basis_can_be_formed(matrix):
+    basis = orthonormal(matrix)
+    torch.testing.assert_close(basis.formed(), basis.lift(torch.eye(matrix.shape[1], dtype=torch.float64)))
+    torch.testing.assert_close(basis.formed() @ basis.triangle, matrix, atol=1e-180, rtol=1e-9)
+
+
+def test_effective_rank_counts_directions():
+    """Of equal length: their number. Where one dominates: little more than 1."""
+    turn = torch.linalg.qr(normal(6, 6))[0]
+    for values, rank in [([2.0] * 4 + [0.0] * 2, 4.0), ([1.0, 1e-9, 0, 0, 0, 0], 1.0), ([0.0] * 6, 0.0)]:
+        low = truncate_dense(turn @ torch.diag(torch.tensor(values, dtype=torch.float64)), 6, 1e-12)
+        np.testing.assert_allclose(low.effective_rank, rank, atol=1e-7)
+
+
 def test_a_zero_product_has_no_values():
     low = truncate_product(torch.zeros(4, 2).double(), torch.eye(2).double(), normal(2, 5), 3, 1e-12)
     assert (low.left.shape, low.values.shape, low.right.shape) == ((4, 0), (0,), (0, 5))

@@ -312,12 +312,15 @@ def test_what_is_misspelt_is_a_rule_error(arguments):
         merge([{"x": torch.ones(1)}], **arguments)
 
 
-def test_a_rule_of_another_kind_is_refused():
-    class Gram:
-        kind, scope, separable = "coefficients", "tensor", False
+def test_a_rule_of_a_kind_that_nobody_knows_is_refused():
+    class Oracle:
+        kind, scope, separable, needs = "oracular", "tensor", False, frozenset()
 
-    with pytest.raises(RuleError, match="coefficients"):
-        merge([{"x": torch.ones(1)}], rule=Gram())
+        def linear(self, weights):
+            return None
+
+    with pytest.raises(RuleError, match="oracular"):
+        merge([{"x": torch.ones(1)}], rule=Oracle())
 
 
 @pytest.mark.parametrize(

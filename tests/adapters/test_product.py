@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedmerge.adapters import apply
 from fedmerge.adapters.adapter import Adapter, Lora
 from fedmerge.adapters.merge import merge
-from fedmerge.adapters.spaces import Factors, Product, parse_space
+from fedmerge.adapters.spaces import Factors, Product, layers, parse_space
 from fedmerge.errors import AdapterMismatch, RuleError
 from fedmerge.rules import fedavg, task_arithmetic
 
@@ -102,6 +102,20 @@ def test_ties_works_on_the_dense_updates(make, dense, truncated, monkeypatch, ti
         mean = (weights * flat).sum(0) / np.maximum(weights.sum(0), 1e-300)
         expected[module] = truncated(dense(received)[module] + mean.reshape(stacked.shape[1:]), 3)
     close(dense(merged.adapter), expected)
+
+
+@pytest.mark.parametrize("rule", ["ties(density=0.3)", "dare_ties(density=0.5)", "dare(density=0.5)"])
+def test_kernels_and_stages_give_the_same_bits(make, same_bits, monkeypatch, rule):
+    """On dense updates too, side by side for a kernel, or by tiles where they are too large for that."""
+    received, deltas = round_of(make, dtype=torch.float32)
+    knobs = {"received": received, "space": "product()", "rule": rule, "names": ["a", "b", "c"]}
+    plain = merge(deltas, WEIGHTS, kernel="plain", **knobs)
+    fused = merge(deltas, WEIGHTS, kernel="numba", **knobs)
+    assert (plain.report.kernel, fused.report.kernel) == ("plain", "numba")
+    assert same_bits(plain.adapter, fused.adapter)
+    monkeypatch.setattr(layers, "DENSE_BYTES", 0)
+    monkeypatch.setitem(apply.TILE_VALUES, "cpu", 40)
+    assert same_bits(plain.adapter, merge(deltas, WEIGHTS, **knobs).adapter)
 
 
 def test_an_adapter_wide_rule_sees_products_and_heads_together(make, dense):
@@ -254,7 +268,7 @@ def test_the_scaling_can_come_from_either_side(make, same_bits):
 
 @pytest.mark.parametrize("received", [False, True])
 def test_without_lora_settings_there_is_a_sentence(make, received):
-    with pytest.raises(AdapterMismatch, match="product space needs the LoRA scaling"):
+    with pytest.raises(AdapterMismatch, match="needs the LoRA scaling"):
         merge([make(1).tensors], received=make(0).tensors if received else None, space="product()")
 
 

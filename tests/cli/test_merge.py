@@ -30,7 +30,8 @@ def adapter(tmp_path: Path) -> Callable[..., Path]:
 
 def test_a_weighted_mean_is_written_as_an_adapter(fedmerge, adapter, tmp_path) -> None:
     out = tmp_path / "out"
-    result = fedmerge("merge", adapter("a", 1.0), adapter("b", 4.0), "--weights", "2,1", "-o", out)
+    arguments = ("--weights", "2,1", "--space", "factors()", "-o", out)
+    result = fedmerge("merge", adapter("a", 1.0), adapter("b", 4.0), *arguments)
     assert result.exit_code == 0, result.output
     assert str(out) in result.stdout
     merged = package.load_adapter(out)

@@ -40,6 +40,15 @@ def test_traffic(encoding: str, up: int) -> None:
     assert plan.traffic_of(adapter, 3, encoding) == plan.Traffic(2, 7, 26, 3 * 26, up)
 
 
+def test_statistics_are_traffic_too() -> None:
+    tensors = {"q.lora_A.weight": torch.zeros(2, 5), "q.lora_B.weight": torch.zeros(3, 2)}
+    up = {
+        name: plan.traffic_of(Adapter(tensors), 3, "bf16", frozenset({name} - {""})).up_bytes
+        for name in ("", "fisher", "gram")
+    }
+    assert up == {"": 3 * 32, "fisher": 3 * (32 + 64), "gram": 3 * (32 + 16)}
+
+
 def test_memory_grows_with_what_it_depends_on() -> None:
     def estimate(*sets: str, workers: int = 1) -> int:
         read = config.read_config(config.overlay(sets=["train.max-length=1024", *sets]))

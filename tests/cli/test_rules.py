@@ -2,22 +2,40 @@ import json
 
 import pytest
 
-from fedmerge.cli.rules import describe
+from fedmerge.cli.rules import payload, recipe_of
 from fedmerge.rules import RULES
+from fedmerge.rules.facts import KINDS, facts_of
 
 
-def test_the_catalogue_names_every_rule(fedmerge) -> None:
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_catalogue_names_every_rule_and_fits(fedmerge, monkeypatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     result = fedmerge("rules")
     assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines[:-1])) <= width
     for name in RULES:
-        assert name in result.stdout
+        assert any(line.split()[:1] == [name] for line in lines)
+    assert "…" not in result.stdout
 
 
-def test_json_has_signature_summary_and_reference(fedmerge) -> None:
+def test_rules_stand_under_their_kind(fedmerge) -> None:
+    lines = fedmerge("rules").stdout.splitlines()
+    at = {line.split()[0]: index for index, line in reversed(list(enumerate(lines))) if line.split()}
+    for name, make in RULES.items():
+        kind = facts_of(name, make).kind
+        above = max((at[other], other) for other in KINDS if other in at and at[other] < at[name])
+        assert above[1] == kind
+
+
+def test_json_has_all_facts(fedmerge) -> None:
     entries = {entry["name"]: entry for entry in json.loads(fedmerge("rules", "--json").stdout)["rules"]}
     assert set(entries) == set(RULES)
     assert entries["ties"]["signature"].startswith("ties(density=")
-    assert "2306.01708" in entries["ties"]["reference"]
+    assert entries["ties"]["papers"] == ["2306.01708"]
+    assert entries["ties"]["strategy"] == "strategies/ties.toml"
+    assert entries["chain"]["strategy"] is None
+    assert entries["fisher"]["needs"] == ["fisher"]
     assert all(entry["summary"].endswith(".") for entry in entries.values())
 
 
@@ -25,7 +43,13 @@ def test_json_has_signature_summary_and_reference(fedmerge) -> None:
 def test_one_rule_is_explained(fedmerge, given: str) -> None:
     result = fedmerge("rules", given)
     assert result.exit_code == 0
-    assert "density: rho" in result.stdout
+    for part in ("density: rho", "elementwise", "strategies/ties.toml", "peft, mergekit, paper"):
+        assert part in result.stdout
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_page_can_be_shown(fedmerge, name: str) -> None:
+    assert fedmerge("rules", name).exit_code == 0
 
 
 def test_an_unknown_rule_names_the_nearest(fedmerge) -> None:
@@ -35,5 +59,9 @@ def test_an_unknown_rule_names_the_nearest(fedmerge) -> None:
 
 
 def test_a_rule_without_a_docstring_is_still_listed() -> None:
-    entry = describe("bare", lambda scale: None)
-    assert entry == {"name": "bare", "signature": "bare(scale)", "summary": "", "reference": ""}
+    entry = payload(facts_of("bare", lambda scale: None))
+    assert (entry["signature"], entry["summary"], entry["strategy"]) == ("bare(scale)", "", None)
+
+
+def test_most_rules_have_a_recipe() -> None:
+    assert [name for name in RULES if recipe_of(name) is None] == ["chain"]

@@ -66,7 +66,8 @@ def peer_elected(values: Array, weights: Array, *, weighted: bool, divisor: str,
 def keep_norm(values: Array, mask: NDArray[np.bool_]) -> Array:
     before = np.abs(values).sum(axis=1, keepdims=True)
     after = np.abs(values * mask).sum(axis=1, keepdims=True)
-    return values * mask * ratio(before, after)
+    tiny = np.minimum(before, after) < 1e-7  # which mergekit does not rescale
+    return values * mask * np.where(tiny, 1.0, ratio(before, after))
 
 
 def median(values: Array, weights: Array) -> Array:

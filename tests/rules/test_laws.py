@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmerge.rules import RULES, Chain, Stack, chain, parse_rule
+from fedmerge.errors import RuleError
+from fedmerge.rules import RULES, Chain, chain, parse_rule
 
 from .table import TABLE, Case, Row, assert_near, case, cases, expected
 
@@ -28,6 +29,7 @@ def test_every_rule_has_a_row() -> None:
 @few
 @given(given_case=cases())
 def test_equals_its_oracle(row: Row, given_case: Case) -> None:
+    given_case = row.suited(given_case)
     result = given_case.merge(row.make())
     assert result.dtype == given_case.values.dtype
     assert result.shape == given_case.values.shape[1:]
@@ -40,6 +42,7 @@ def test_equals_its_oracle(row: Row, given_case: Case) -> None:
 @few
 @given(given_case=cases())
 def test_client_of_weight_two_equals_two_of_weight_one(row: Row, given_case: Case) -> None:
+    given_case = row.suited(given_case)
     whole = [client for client, weight in enumerate(given_case.weights) for _ in range(int(weight))]
     copied = given_case.clients(whole)
     ones = Case(copied.values, torch.ones_like(copied.weights), copied.silos)
@@ -51,6 +54,7 @@ def test_client_of_weight_two_equals_two_of_weight_one(row: Row, given_case: Cas
 @few
 @given(given_case=cases(zero_weights=True))
 def test_client_of_weight_zero_changes_nothing(row: Row, given_case: Case) -> None:
+    given_case = row.suited(given_case)
     present = [client for client, weight in enumerate(given_case.weights) if weight > 0]
     rule = row.make()
     if not present:
@@ -64,14 +68,16 @@ def test_client_of_weight_zero_changes_nothing(row: Row, given_case: Case) -> No
 @few
 @given(given_case=cases(), factor=st.sampled_from([0.25, 2.0, 1024.0]))
 def test_weights_come_at_any_scale(row: Row, given_case: Case, factor: float) -> None:
+    given_case = row.suited(given_case)
     scaled = Case(given_case.values, given_case.weights * factor, given_case.silos)
     assert torch.equal(scaled.merge(row.make()), given_case.merge(row.make()))
 
 
-@over(TABLE)
+@over([row for row in TABLE if row.homogeneous])
 @few
 @given(given_case=cases(), factor=st.sampled_from([0.5, 4.0]))
 def test_scaled_deltas_give_the_scaled_merge(row: Row, given_case: Case, factor: float) -> None:
+    given_case = row.suited(given_case)
     scaled = Case(given_case.values * factor, given_case.weights, given_case.silos)
     wanted = given_case.merge(row.make())
     slack = factor * row.slack(wanted.dtype)
@@ -82,6 +88,7 @@ def test_scaled_deltas_give_the_scaled_merge(row: Row, given_case: Case, factor:
 @few
 @given(given_case=cases())
 def test_negated_deltas_give_the_negated_merge(row: Row, given_case: Case) -> None:
+    given_case = row.suited(given_case)
     negated = Case(-given_case.values, given_case.weights, given_case.silos)
     assert_near(negated.merge(row.make()), -given_case.merge(row.make()).to(torch.float64))
 
@@ -90,6 +97,7 @@ def test_negated_deltas_give_the_negated_merge(row: Row, given_case: Case) -> No
 @few
 @given(given_case=cases())
 def test_a_single_client_is_returned_as_it_came(row: Row, given_case: Case) -> None:
+    given_case = row.suited(given_case)
     values = given_case.values[:1]
     assert torch.equal(case(values).merge(row.make()), values[0])
 
@@ -98,6 +106,7 @@ def test_a_single_client_is_returned_as_it_came(row: Row, given_case: Case) -> N
 @few
 @given(given_case=cases(), data=st.data())
 def test_order_of_clients_does_not_matter(row: Row, given_case: Case, data: st.DataObject) -> None:
+    given_case = row.suited(given_case)
     order = data.draw(st.permutations(range(len(given_case.silos))))
     shuffled = given_case.clients(order)
     by_name = shuffled.clients(sorted(range(len(order)), key=lambda client: shuffled.silos[client]))
@@ -111,8 +120,10 @@ def test_order_of_clients_does_not_matter(row: Row, given_case: Case, data: st.D
 @few
 @given(given_case=cases(), data=st.data())
 def test_chunks_give_the_same_bits_as_the_whole(row: Row, given_case: Case, data: st.DataObject) -> None:
+    given_case = row.suited(given_case)
     cut = data.draw(st.integers(0, given_case.values.shape[1]))
-    rule, stack, draw = row.make(), Stack(given_case.values, given_case.weights), given_case.draw
+    rule, draw = row.make(), given_case.draw
+    stack = given_case.stack(rule)
     parts = [
         rule(stack.columns(0, cut), draw),
         rule(stack.columns(cut, stack.coordinates), draw.at(cut)),
@@ -132,6 +143,7 @@ def test_small_inner_chunks_give_the_same_bits(row: Row, monkeypatch: pytest.Mon
 @few
 @given(given_case=cases(dtype=torch.float32, zero_weights=True))
 def test_linear_agrees_with_the_call(row: Row, given_case: Case) -> None:
+    given_case = row.suited(given_case)
     rule = row.make()
     coefficients = rule.linear(given_case.weights[:, 0])
     if coefficients is not None:
@@ -161,6 +173,7 @@ def test_which_rules_are_linear() -> None:
 @few
 @given(given_case=cases(zero_weights=True))
 def test_arguments_are_left_alone(row: Row, given_case: Case) -> None:
+    given_case = row.suited(given_case)
     values, weights = given_case.values.clone(), given_case.weights.clone()
     first = given_case.merge(row.make())
     first.add_(1)  # nor does the result share memory with them
@@ -171,14 +184,16 @@ def test_arguments_are_left_alone(row: Row, given_case: Case) -> None:
 @over(TABLE)
 def test_text_pickle_and_hash_give_the_rule_back(row: Row) -> None:
     rule = row.make()
-    assert isinstance(rule, Chain)
     assert parse_rule(str(rule)) == rule
-    assert parse_rule(str(chain(*rule.stages))) == rule
+    if isinstance(rule, Chain):
+        assert parse_rule(str(chain(*rule.stages))) == rule
     assert str(parse_rule(str(rule))) == str(rule)
     assert pickle.loads(pickle.dumps(rule)) == rule
     assert hash(row.make()) == hash(rule)
-    assert rule.kind == "elementwise"
+    assert rule.kind in ("elementwise", "coefficients", "matrix", "factor")
+    by_default = ("geometric_median", "krum", "multi_krum", "norm_clipping")
     whole_adapter = "adapter" in row.rule or ("ties" in row.rule and "paper" in row.rule)
+    whole_adapter |= row.rule.startswith(by_default) and "tensor" not in row.rule
     assert rule.scope == ("adapter" if whole_adapter else "tensor")
 
 
@@ -199,6 +214,10 @@ UGLY = {
 @pytest.mark.parametrize("name", UGLY)
 def test_ugly_inputs(row: Row, name: str) -> None:
     given_case = case(UGLY[name])
+    if not row.takes(given_case):
+        with pytest.raises(RuleError, match="clients"):
+            given_case.merge(row.make())
+        return
     result = given_case.merge(row.make())
     if name == "no coordinates":
         assert result.shape == (0,)
@@ -207,5 +226,7 @@ def test_ugly_inputs(row: Row, name: str) -> None:
         return  # the peers' precision overflows where float64 does not
     wanted = expected(row, given_case)
     limit = torch.finfo(torch.float32).max
-    ulps, slack = (4, 1e-5) if "like" in row.rule and name != "denormals" else (1, 0)
+    ulps, slack = (
+        (4, 1e-5) if "like" in row.rule and name != "denormals" else (1, row.loss if row.loss > 1e-13 else 0)
+    )
     assert_near(result.clamp(-limit, limit), wanted.clip(-limit, limit), ulps, slack)

@@ -16,9 +16,12 @@ from fedmerge.errors import RuleError
 from fedmerge.rules import Draw, KeepLargest, Stack, chain, dare, dare_ties, parse_rule, task_arithmetic, ties
 from fedmerge.rules.presets import (
     PRESETS,
+    DropByRankKeepNorm,
     DropInPlainPrecision,
     ElectInPlainPrecision,
     KeepThreshold,
+    KeepVaryingOfNonzero,
+    Knobs,
     SumInPlainPrecision,
     preset,
 )
@@ -191,7 +194,7 @@ class TestKnownDifferences:
 
 @pytest.mark.parametrize(("rule", "like"), PRESETS)
 def test_presets_are_known_by_name(rule: str, like: str) -> None:
-    assert preset(rule, like, 0.5)
+    assert preset(rule, like, Knobs(0.5))
 
 
 def test_unknown_presets() -> None:
@@ -206,7 +209,11 @@ def test_unknown_presets() -> None:
         lambda: KeepThreshold(0.5, scope="model"),
         lambda: DropInPlainPrecision(2.0),
         lambda: ElectInPlainPrecision(weighted=True, zero="negative"),
+        lambda: ElectInPlainPrecision(weighted=True, votes="lots"),
         lambda: SumInPlainPrecision("mean"),
+        lambda: SumInPlainPrecision("weights", floor=-1.0),
+        lambda: DropByRankKeepNorm(0.9, 0.2),
+        lambda: KeepVaryingOfNonzero(0.0),
     ],
 )
 def test_arguments_of_preset_stages_are_checked(make: Callable[[], object]) -> None:

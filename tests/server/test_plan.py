@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from fedmerge.errors import ConfigError, RuleError
-from fedmerge.server.plan import parse_shadows
+from fedmerge.server.plan import Plan, parse_shadows
+from fedmerge.server.settings import StrategySettings
 
 
 def test_shadows():
@@ -18,3 +19,28 @@ def test_shadows():
         parse_shadows("ties @ factors @ product")
     with pytest.raises(RuleError, match="did you mean 'product'"):
         parse_shadows("ties @ produkt")
+
+
+def plan(rule: str, space: str, shadows: str = "") -> Plan:
+    return Plan.of(StrategySettings(rule=rule, space=space, shadows=shadows))
+
+
+def test_spaces_that_grow_take_one_round():
+    for space in ("stacked()", "residual()"):
+        plan("fedavg()", space).check_rounds(1)
+        plan("fedavg()", "factors()", f"fedavg() @ {space}").check_rounds(3)
+        with pytest.raises(
+            ConfigError, match=r"rank that grows: over 3 rounds .* use product\(\) or core\(\)"
+        ):
+            plan("fedavg()", space).check_rounds(3)
+    plan("ties()", "core()").check_rounds(3)
+
+
+@pytest.mark.parametrize(
+    "rule, space", [("knots()", "factors()"), ("ties()", "stacked()"), ("median()", "residual()")]
+)
+def test_rules_that_do_not_work_in_their_space_are_refused(rule, space):
+    with pytest.raises(RuleError, match=r"use product\(\)"):
+        plan(rule, space).check_rounds(1)
+    with pytest.raises(RuleError, match=r"use product\(\)"):
+        plan("fedavg()", "product()", f"{rule} @ {space}").check_rounds(1)

@@ -301,7 +301,7 @@ def test_a_hub_id_without_a_network_is_a_sentence():
 def test_a_hub_id_is_read_from_where_the_hub_put_it(monkeypatch, folder):
     import huggingface_hub
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(folder))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
     assert same(load_adapter("owner/name"), small())
 
 

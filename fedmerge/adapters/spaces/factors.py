@@ -9,8 +9,12 @@ from typing import ClassVar
 from fedmerge.adapters.adapter import Adapter
 from fedmerge.adapters.apply import apply_rule, stepped, tensor_source
 from fedmerge.adapters.context import Context
+from fedmerge.adapters.pairs import A_SUFFIX, B_SUFFIX
 from fedmerge.adapters.spaces.space import Placed
-from fedmerge.rules import Rule
+from fedmerge.adapters.statistics import statistics_of
+from fedmerge.errors import RuleError
+from fedmerge.rules import Rule, resolve
+from fedmerge.rules.spectral import MatrixRule
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,36 @@ class Factors:
     """
 
     mixed_ranks: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
+    statistics: ClassVar[bool] = True
+
+    def check_rule(self, rule: Rule) -> None:
+        """Raise RuleError for a matrix rule: the factors of a pair are no matrix to merge."""
+        if isinstance(rule, MatrixRule):
+            raise RuleError(
+                f"{rule} merges the update B A of a LoRA pair, not A and B each by itself: use product()"
+            )
 
     def merge(
         self, received: Adapter | None, deltas: Sequence[Adapter], rule: Rule, context: Context
     ) -> Placed:
         """Merge tensor by tensor."""
         model = deltas[0] if received is None else received
+        for name in model.tensors:  # not by pairs: here an A may travel without its B
+            if name.endswith((A_SUFFIX, B_SUFFIX)):
+                self.check_rule(resolve(rule, name))
         sources = [
-            tensor_source(name, [delta.tensors[name] for delta in deltas]) for name in sorted(model.tensors)
+            replace(
+                tensor_source(name, [delta.tensors[name] for delta in deltas]),
+                statistics=statistics_of(rule, name, context.statistics),
+            )
+            for name in sorted(model.tensors)
         ]
         merged, steps = {}, {}
         for source, values in apply_rule(rule, sources, context):
             start = None if received is None else received.tensors[source.name]
             merged[source.name], steps[source.name] = stepped(start, values, model.tensors[source.name].dtype)
+        merged, steps = ({name: part[name] for name in sorted(part)} for part in (merged, steps))
         return Placed(replace(model, tensors=merged), replace(model, tensors=steps))
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,15 +14,34 @@ from fedmerge.rules import Rule
 
 @dataclass(frozen=True)
 class Energy:
-    """Squared Frobenius norm of one layer's merged update, and how much of it a truncation left out."""
+    """What became of one layer's merged update on its way into the next adapter.
+
+    Args:
+        whole: squared Frobenius norm of received plus merged, before a truncation.
+        discarded: the part of it that the truncation left out.
+        step: squared Frobenius norm of the merged update alone.
+        effective_rank: of the next adapter's product (LowRank.effective_rank).
+    """
 
     whole: float
     discarded: float
+    step: float = 0.0
+    effective_rank: float = 0.0
 
     @property
     def share(self) -> float:
         """Discarded over whole, 0 for a zero update."""
         return self.discarded / self.whole if self.whole else 0.0
+
+    @property
+    def error(self) -> float:
+        """Aggregation error: how far the step as broadcast is from the merged update, relative Frobenius.
+
+        0 where nothing was left out; above 1 where a truncation costs more than the round's step. Where the
+        merged update is zero, relative to the whole.
+        """
+        whole = self.step or self.whole
+        return math.sqrt(self.discarded / whole) if whole else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +66,21 @@ class Space(Protocol):
 
     Attributes:
         mixed_ranks: whether deltas of different ranks can be merged where nothing was received.
+        grows: whether the next adapter's rank is larger than the received one's, each time again.
     """
 
     @property
     def mixed_ranks(self) -> bool:
         """Whether deltas of different ranks can be merged where nothing was received."""
+        ...
+
+    @property
+    def grows(self) -> bool:
+        """Whether the next adapter's rank is larger than the received one's, each time again."""
+        ...
+
+    def check_rule(self, rule: Rule) -> None:
+        """Raise RuleError where the rule surely does not work here; ask before a round is spent."""
         ...
 
     def merge(

@@ -5,12 +5,16 @@ from __future__ import annotations
 from fedmerge.rules.catalogue.named import named
 from fedmerge.rules.combine import Mean
 from fedmerge.rules.compose import Chain
-from fedmerge.rules.presets import preset
+from fedmerge.rules.presets import Knobs, preset
 from fedmerge.rules.stages import DropRandom, ElectSign, KeepLargest
 
 
 def ties(
-    density: float = 0.2, scale: float = 1.0, scope: str | None = None, like: str | None = None
+    density: float = 0.2,
+    scale: float = 1.0,
+    scope: str | None = None,
+    like: str | None = None,
+    votes: str = "mass",
 ) -> Chain:
     """TIES: trim, elect a sign per coordinate, average those who agree.
 
@@ -22,7 +26,8 @@ def ties(
         density: rho, share of a tensor's entries kept, in (0, 1].
         scale: lambda, any finite number.
         scope: "tensor" (the default) or "adapter": what one threshold is chosen over.
-        like: None, or "peft", "mergekit" or "paper" for their mathematics (presets.py).
+        like: None, or "peft", "mergekit" or "paper" for their mathematics (presets/).
+        votes: "mass", or "frequency" for `g = sgn(sum_i w_i sgn(t_i))`: heads count, not lengths.
 
     Returns:
         The rule.
@@ -42,10 +47,11 @@ def ties(
         arXiv:2306.01708.
     """
     if like is not None:
-        stages = preset("ties", like, density, scope)
+        stages = preset("ties", like, Knobs(density, scope, votes))
     else:
-        stages = (KeepLargest(density, scope or "tensor"), ElectSign(), Mean())
-    return named("ties", {"density": density, "scale": scale, "scope": scope, "like": like}, stages, scale)
+        stages = (KeepLargest(density, scope or "tensor"), ElectSign(votes), Mean())
+    knobs = {"density": density, "scale": scale, "scope": scope, "like": like, "votes": votes}
+    return named("ties", knobs, stages, scale)
 
 
 def dare(density: float = 0.5, scale: float = 1.0, like: str | None = None) -> Chain:
@@ -57,7 +63,7 @@ def dare(density: float = 0.5, scale: float = 1.0, like: str | None = None) -> C
     Args:
         density: rho, share kept on average, in (0, 1]; 1 - p in the paper.
         scale: lambda, any finite number.
-        like: None, or "peft", "mergekit" or "paper" for their mathematics (presets.py): sums, not means.
+        like: None, or "peft", "mergekit" or "paper" for their mathematics (presets/): sums, not means.
 
     Returns:
         The rule.
@@ -73,11 +79,13 @@ def dare(density: float = 0.5, scale: float = 1.0, like: str | None = None) -> C
         Yu, Yu, Yu, Huang, Li, "Language Models are Super Mario: Absorbing Abilities from Homologous Models as
         a Free Lunch", 2023, arXiv:2311.03099.
     """
-    stages = preset("dare", like, density) if like is not None else (DropRandom(density), Mean())
+    stages = preset("dare", like, Knobs(density)) if like is not None else (DropRandom(density), Mean())
     return named("dare", {"density": density, "scale": scale, "like": like}, stages, scale)
 
 
-def dare_ties(density: float = 0.5, scale: float = 1.0, like: str | None = None) -> Chain:
+def dare_ties(
+    density: float = 0.5, scale: float = 1.0, like: str | None = None, votes: str = "mass"
+) -> Chain:
     """DARE, then the election and the mean of TIES.
 
     With `t_i = m_i tau_i / rho`, `m_i ~ Bernoulli(rho)`, and `g = sgn(sum_i w_i t_i)`:
@@ -88,7 +96,8 @@ def dare_ties(density: float = 0.5, scale: float = 1.0, like: str | None = None)
     Args:
         density: rho, share kept on average, in (0, 1]; 1 - p in the paper.
         scale: lambda, any finite number.
-        like: None, or "peft", "mergekit" or "paper" for their mathematics (presets.py).
+        like: None, or "peft", "mergekit" or "paper" for their mathematics (presets/).
+        votes: "mass", or "frequency" for `g = sgn(sum_i w_i sgn(t_i))`.
 
     Returns:
         The rule.
@@ -103,7 +112,9 @@ def dare_ties(density: float = 0.5, scale: float = 1.0, like: str | None = None)
     Reference:
         Yu, Yu, Yu, Huang, Li, 2023, arXiv:2311.03099; Yadav et al., 2023, arXiv:2306.01708.
     """
-    stages = (
-        preset("dare_ties", like, density) if like is not None else (DropRandom(density), ElectSign(), Mean())
-    )
-    return named("dare_ties", {"density": density, "scale": scale, "like": like}, stages, scale)
+    if like is not None:
+        stages = preset("dare_ties", like, Knobs(density, votes=votes))
+    else:
+        stages = (DropRandom(density), ElectSign(votes), Mean())
+    knobs = {"density": density, "scale": scale, "like": like, "votes": votes}
+    return named("dare_ties", knobs, stages, scale)

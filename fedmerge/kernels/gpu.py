@@ -1,0 +1,162 @@
+"""Fused merges on a GPU, in Triton: a few launches for all tensors of an adapter, no copy of the inputs.
+
+Same bits as the composition of stages, on the GPU or on the CPU: float64 sums client by client, products and
+sums not fused into one operation, one rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fedmerge.kernels.gpu_select import thresholds
+from fedmerge.kernels.gpu_table import BLOCK, KINDS, address, table_of
+from fedmerge.kernels.plan import Fused
+
+LARGEST_WEIGHT = 1e100
+"""As for the CPU's kernels: further out a product of value and vote could lose its sign."""
+
+
+def serves(plan: Fused, dtype: torch.dtype, weights: Tensor) -> bool:
+    """Whether there is a kernel for tensors of a dtype with these weights.
+
+    Args:
+        plan: what is to be computed.
+        dtype: of the values as they lie on the device: float32, bfloat16 or float16.
+        weights: raw, `(clients,)`.
+    """
+    usual = (weights >= 1 / LARGEST_WEIGHT) & (weights <= LARGEST_WEIGHT)
+    return dtype in KINDS and bool(usual.all()) and not (plan.elect and plan.combine == "total")
+
+
+def merge_tensors(
+    plan: Fused,
+    values: Sequence[Sequence[Tensor]],
+    weights: Tensor,
+    keys: np.ndarray | None,
+    outputs: Sequence[Tensor],
+) -> None:
+    """Merge tensors, each of several clients.
+
+    Args:
+        plan: what to compute; one that `serves`.
+        values: for each tensor, each client's values: flat, contiguous, finite, of one dtype, on one device.
+        weights: raw, `(clients,)`, all above 0.
+        keys: start and increment of the random stream of each tensor of each client (randomness.py), int64
+            `(tensors, clients, 2)`; None where the plan drops nothing.
+        outputs: for each tensor where its merged values go: flat, contiguous, float32.
+    """
+    filled = [place for place, output in enumerate(outputs) if output.numel()]
+    if not filled:
+        return
+    table = table_of([values[place] for place in filled])
+    device, clients = table.device, table.addresses.shape[1]
+    counted = torch.ones_like(weights) if plan.equal else weights
+    streams = np.zeros((1, 2), np.int64) if keys is None else keys[filled]
+    trimmed = None if plan.keep is None else thresholds(table, plan.keep)
+    nothing = torch.zeros(1, dtype=torch.int64, device=device)
+    targets = torch.tensor([outputs[place].data_ptr() for place in filled], device=device)
+    _merge[(table.blocks,)](
+        *table.arguments,
+        targets,
+        clients,
+        counted.to(device, torch.float64),
+        torch.tensor(factors(plan, counted), dtype=torch.float64, device=device),
+        nothing if trimmed is None else trimmed.bits,
+        nothing if trimmed is None else trimmed.last,
+        torch.from_numpy(np.ascontiguousarray(streams)).to(device),
+        torch.tensor([drop_limit(plan.drop)], device=device),
+        torch.tensor([plan.drop or 1.0], dtype=torch.float64, device=device),
+        scales=len(plan.scales),
+        trims=trimmed is not None,
+        drops=plan.drop is not None,
+        elects=plan.elect,
+        kind=table.kind,
+        block=BLOCK,
+        enable_fp_fusion=False,
+    )
+
+
+def factors(plan: Fused, weights: Tensor) -> list[float]:
+    """What a sum is multiplied by, what it is divided by, and the scales."""
+    if plan.elect:
+        return [1.0, 1.0, *plan.scales]
+    divisor = 0.0
+    for weight in weights.tolist():  # in the order of the composition
+        divisor += weight
+    return [float(len(weights)) if plan.combine == "total" else 1.0, divisor, *plan.scales]
+
+
+def drop_limit(density: float | None) -> int:
+    """Random numbers k * 2**-53 below the density are those with k below this."""
+    return int(np.ceil((1.0 if density is None else density) * 2.0**53))
+
+
+@triton.jit
+def _merge(
+    addresses, sizes, owners, starts, targets, clients, weights, factors, bits, last, keys, limit, density,
+    scales: tl.constexpr, trims: tl.constexpr, drops: tl.constexpr, elects: tl.constexpr,
+    kind: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Merge one block of one tensor."""
+    place = tl.program_id(0)
+    tensor = tl.load(owners + place)
+    index = tl.load(starts + place) + tl.arange(0, block)
+    inside = index < tl.load(sizes + tensor * clients)
+    total = tl.zeros([block], tl.float64)
+    for client in range(clients):
+        value = _left(
+            addresses, tensor * clients + client, index, inside, bits, last, keys, limit, density,
+            trims, drops, kind,
+        )  # fmt: skip
+        total += value * tl.load(weights + client)
+    if elects:
+        vote = total
+        total = tl.zeros([block], tl.float64)
+        divisor = tl.zeros([block], tl.float64)
+        for client in range(clients):
+            value = _left(
+                addresses, tensor * clients + client, index, inside, bits, last, keys, limit, density,
+                trims, drops, kind,
+            )  # fmt: skip
+            weight = tl.load(weights + client)
+            agrees = value * vote > 0
+            total += tl.where(agrees, value * weight, 0.0)
+            divisor += tl.where(agrees, weight, 0.0)
+        total = total / tl.where(divisor > 0, divisor, 1.0)
+    total = total * tl.load(factors) / tl.load(factors + 1)
+    for scale in tl.static_range(scales):
+        total = total * tl.load(factors + 2 + scale)
+    target = tl.load(targets + tensor).to(tl.pointer_type(tl.float32))
+    tl.store(target + index, total.to(tl.float32), mask=inside)
+
+
+@triton.jit
+def _left(
+    addresses, segment, index, inside, bits, last, keys, limit, density,
+    trims: tl.constexpr, drops: tl.constexpr, kind: tl.constexpr,
+):  # fmt: skip
+    """What a trim or a drop leaves of one client's block, float64."""
+    loaded = tl.load(address(addresses, segment, kind) + index, mask=inside, other=0).to(tl.float32)
+    value = loaded.to(tl.float64)
+    if trims:
+        magnitude = loaded.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        least = tl.load(bits + segment)
+        kept = (magnitude > least) | ((magnitude == least) & (index <= tl.load(last + segment)))
+        value = tl.where(kept, value, 0.0)
+    if drops:
+        increment = tl.load(keys + segment * 2 + 1).to(tl.uint64, bitcast=True)
+        number = (
+            tl.load(keys + segment * 2).to(tl.uint64, bitcast=True) + (index + 1).to(tl.uint64) * increment
+        )
+        number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9
+        number = (number ^ (number >> 27)) * 0x94D049BB133111EB
+        number = (number ^ (number >> 31)) >> 11
+        kept = number.to(tl.int64, bitcast=True) < tl.load(limit)
+        value = tl.where(kept, value / tl.load(density), 0.0)
+    return value
