@@ -33,10 +33,11 @@ QUICK = [c for c in COMMANDS if c not in RUN_BY_THE_GATE | SLOW | FLOWER]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A place with the recipes and two adapters, as the README assumes."""
+    """A place with the recipes, two adapters, a base and two fine-tunes, as the README assumes."""
     import torch
 
     from fedmerge import Adapter, Lora, save_adapter
+    from fedmerge.wire.tensorfile import write_tensors
 
     for name in ("strategies", "simulations"):
         shutil.copytree(PROJECT / name, tmp_path / name)
@@ -48,6 +49,11 @@ def folder(tmp_path: Path) -> Path:
             head + "lora_B.weight": torch.randn(8, 4, generator=draw),
         }
         save_adapter(Adapter(tensors, Lora(rank=4, alpha=8.0, target_modules=("q_proj",))), tmp_path / site)
+    base = torch.randn(8, 8, generator=draw)
+    for name, moved in (("base", 0.0), ("tune-a", 0.1), ("tune-b", 0.2)):
+        (tmp_path / name).mkdir()
+        tensors = {"layers.0.q_proj.weight": base + moved}
+        write_tensors(tmp_path / name / "model.safetensors", tensors)
     return tmp_path
 
 

@@ -112,6 +112,11 @@ def check_finite(label: str, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
+def are_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether no tensor holds NaN or Inf, by one sum of each: True is certain, False is not."""
+    return all(_surely_finite(tensor.detach()) for tensor in tensors.values())
+
+
 def _surely_finite(tensor: Tensor) -> bool:
     """False where a closer look is needed.
 

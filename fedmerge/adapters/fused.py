@@ -21,6 +21,7 @@ from fedmerge.adapters.batches import in_batches, memory_for
 from fedmerge.adapters.context import Context
 from fedmerge.adapters.uploads import on_device
 from fedmerge.errors import RuleError
+from fedmerge.kernels.outputs import empty_tensors
 from fedmerge.kernels.plan import Fused, fused
 from fedmerge.rules import Rule
 from fedmerge.rules.randomness import stream_key
@@ -73,11 +74,16 @@ def merged_by_kernel(
     # On a CPU what needs no copy goes all at once; the rest one by one, so that one stack lies beside it.
     budget = memory_for(context.device) if context.device.type == "cuda" else 0.0
 
+    # Looked up once: a view costs a microsecond, and the adapters of many clients have thousands.
+    rows = {source.name: _rows(source, context) for source in stored if source.stored}
+    sizes = {source.name: _bytes_beside(source, rows.get(source.name), context) for source in stored}
+
     def beside(source: Source) -> int:
-        return _bytes_beside(source, context)
+        return sizes[source.name]
 
     def work(batch: Sequence[Source]) -> list[Tensor]:
-        return _merge(merge, plan, batch, context)
+        looked_up = [rows.get(source.name) or _rows(source, context) for source in batch]
+        return _merge(merge, plan, batch, looked_up, context)
 
     results = in_batches(stored, beside, budget, work, ahead=context.device.type == "cuda")
     for source, output in zip(stored, results, strict=True):
@@ -85,17 +91,22 @@ def merged_by_kernel(
             yield source, output.reshape(source.shape)
 
 
-def _merge(merge: Merge, plan: Fused, sources: Sequence[Source], context: Context) -> list[Tensor]:
-    outputs = [
-        torch.empty(source.coordinates, dtype=source.dtype, device=context.device) for source in sources
-    ]
-    rows = [_rows(source, context) for source in sources]
+def _merge(
+    merge: Merge, plan: Fused, sources: Sequence[Source], rows: Sequence[Sequence[Tensor]], context: Context
+) -> list[Tensor]:
+    outputs = _outputs([source.coordinates for source in sources], context.device)
     dtype = _dtype(rows, context)
     there = iter(on_device([row for clients in rows for row in clients], context.device, dtype))
     values = [[next(there) for _ in clients] for clients in rows]
     keys = None if plan.drop is None else _keys(sources, context)
     merge(plan, values, context.weights, keys, outputs)
     return outputs
+
+
+def _outputs(sizes: Sequence[int], device: torch.device) -> list[Tensor]:
+    if device.type == "cpu":
+        return empty_tensors(sizes)
+    return [torch.empty(size, dtype=torch.float32, device=device) for size in sizes]
 
 
 def _dtype(rows: Sequence[Sequence[Tensor]], context: Context) -> torch.dtype:
@@ -105,9 +116,9 @@ def _dtype(rows: Sequence[Sequence[Tensor]], context: Context) -> torch.dtype:
     return dtypes.pop() if half and context.device.type == "cuda" else torch.float32
 
 
-def _bytes_beside(source: Source, context: Context) -> int:
+def _bytes_beside(source: Source, rows: Sequence[Tensor] | None, context: Context) -> int:
     """What merging a source takes besides what lies in place: copies of the clients' rows."""
-    if source.stored and all(_as_kernels_want(row, context) for row in _rows(source, context)):
+    if rows is not None and all(_as_kernels_want(row, context) for row in rows):
         return 0
     return len(context.silos) * source.coordinates * source.dtype.itemsize
 
@@ -117,7 +128,9 @@ def _rows(source: Source, context: Context) -> list[Tensor]:
 
 
 def _as_kernels_want(row: Tensor, context: Context) -> bool:
-    return row.dtype == torch.float32 and row.device == context.device and row.is_contiguous()
+    wanted = context.device  # "cuda" is any GPU here: which one matters to copies, not to what they take
+    there = row.device.type == wanted.type and wanted.index in (None, row.device.index)
+    return row.dtype == torch.float32 and there and row.is_contiguous()
 
 
 def _keys(sources: Sequence[Source], context: Context) -> np.ndarray:

@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from fedmerge.adapters.adapter import Adapter, as_adapter
-from fedmerge.adapters.checks import agreed_lora, check_no_overflow, check_together, check_weights
+from fedmerge.adapters.checks import (
+    agreed_lora,
+    are_finite,
+    check_finite,
+    check_no_overflow,
+    check_together,
+    check_weights,
+)
 from fedmerge.adapters.context import Context
 from fedmerge.adapters.fused import KERNELS
 from fedmerge.adapters.identity import content_names
-from fedmerge.adapters.spaces import Energy, Space, parse_space
+from fedmerge.adapters.spaces import Energy, Factors, Space, parse_space
 from fedmerge.adapters.statistics import Statistics, check_given, check_needs, check_statistics
 from fedmerge.errors import AdapterMismatch, RuleError, nearest
-from fedmerge.rules import Rule, parse_rule
+from fedmerge.rules import Chain, Rule, parse_rule
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,8 @@ def merge(
     besides = check_given(rule, statistics, len(given))
     clients = _clients(given, check_weights(weights, len(given)), names, besides)
     start = None if received is None else as_adapter(received)
-    start, admitted = _together(start, clients, space, finite)
+    told = finite or _shows_in_the_result(rule, space, len(clients))
+    start, admitted = _together(start, clients, space, told)
     measured = {client.label: client.statistics for client in clients}
     check_statistics(rule, admitted[0], measured, finite=finite)
     context = Context(
@@ -149,7 +157,10 @@ def merge(
     )
     with torch.no_grad():
         placed = space.merge(start, admitted, rule, context)
-    check_no_overflow(placed.adapter.tensors)
+    if not are_finite(placed.adapter.tensors):
+        for client in clients if told and not finite else ():
+            check_finite(client.label, client.delta.tensors)
+        check_no_overflow(placed.adapter.tensors)
     report = _report(rule, space, context, placed.energies)
     report = replace(report, left_out=len(given) - len(clients), seconds=time.perf_counter() - began)
     adapter = replace(placed.adapter, metadata=_metadata(start, admitted))
@@ -204,6 +215,16 @@ def _checked_names(names: Sequence[str], count: int) -> list[str]:
         if names.count(name) > 1:
             raise RuleError(f"names: {name!r} is given {names.count(name)} times, expected different names")
     return names
+
+
+def _shows_in_the_result(rule: Rule, space: Space, clients: int) -> bool:
+    """Whether NaN or Inf in a delta always ends in NaN or Inf, so that the inputs need no read of their own.
+
+    So it is for weighted sums, whose every term counts, even with factor 0: a fifth of their time.
+    """
+    one = torch.ones(clients, dtype=torch.float64)
+    sums = isinstance(rule, Chain) and rule.kind == "elementwise" and rule.linear(one) is not None
+    return sums and isinstance(space, Factors)
 
 
 def _together(

@@ -1,4 +1,4 @@
-"""Many modules' weighted updates truncated at once: for a GPU, which a single module's small core leaves idle.
+"""Many modules' weighted updates truncated at once: for a GPU, which a single small core leaves idle.
 
 The same mathematics as lowrank.py with a batch in front. In place of the core's full SVD the eigenvectors of
 its square, which GPUs find in batches, and then the SVD in the subspace they span, so that no singular value

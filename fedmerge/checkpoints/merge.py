@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fedmerge.checkpoints.arithmetic import Arithmetic, Tally
 from fedmerge.checkpoints.carried import carried, tokenizers_differ
-from fedmerge.checkpoints.deltas import Client, Deltas
+from fedmerge.checkpoints.deltas import Deltas
 from fedmerge.checkpoints.kernel import BYTES, chosen, served
+from fedmerge.checkpoints.report import CheckpointReport, report_of
+from fedmerge.checkpoints.task import Task
 from fedmerge.checkpoints.together import Policy, check_fit, check_related, clients_of
-from fedmerge.checkpoints.treatment import Treatment, Way, least_memory, treat, width_of
+from fedmerge.checkpoints.treatment import Treatment, Way, treat
 from fedmerge.checkpoints.trim import split_trim
 from fedmerge.errors import AdapterMismatch, ConfigError, RuleError
 from fedmerge.rules import Rule, parse_rule
@@ -22,107 +24,6 @@ from fedmerge.wire.checkpoint import Checkpoint
 from fedmerge.wire.checkpoint_writer import SHARD_BYTES, shards_of, write_checkpoint
 
 REFUSE = Policy()
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A merge of checkpoints that fit together, not yet begun.
-
-    Args:
-        base: what they were trained from.
-        clients: the fine-tunes of weight above 0, in the order of the arithmetic.
-        rule: how to merge.
-        treatments: by tensor.
-        memory: working bytes, over what the process takes already.
-        device: where the rule runs.
-        kernel: "plain" or "numba".
-        notes: what was borne: tensors left out, other vocabularies.
-        left_out: how many fine-tunes of weight 0 were dropped.
-    """
-
-    base: Checkpoint
-    clients: tuple[Client, ...]
-    rule: Rule
-    treatments: Mapping[str, Treatment]
-    memory: int
-    device: torch.device
-    kernel: str
-    notes: tuple[str, ...] = ()
-    left_out: int = 0
-
-    @property
-    def misfits(self) -> dict[str, int]:
-        """Tensors that do not fit into the memory, with the bytes that each wants."""
-        wanted = {
-            name: least_memory(self.base.entries[name], treatment, len(self.clients))
-            for name, treatment in self.treatments.items()
-        }
-        return {name: size for name, size in wanted.items() if size > self.memory}
-
-    @property
-    def peak(self) -> int:
-        """Working bytes at most, over what the process takes before."""
-        clients = len(self.clients)
-        return max(
-            least_memory(self.base.entries[name], treatment, clients)
-            if treatment.way is Way.WHOLE
-            else least_memory(self.base.entries[name], treatment, clients)
-            + max(0, width_of(self.base.entries[name], treatment, clients, self.memory) - (1 << 12))
-            * treatment.bytes_each(clients)
-            for name, treatment in self.treatments.items()
-        )
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes that the merge reads of all files."""
-        holders = [self.base, *(client.checkpoint for client in self.clients)]
-        return sum(
-            treatment.reads() * holder.entries[name].size
-            for name, treatment in self.treatments.items()
-            for holder in holders
-            if name in holder.entries
-        )
-
-
-@dataclass(frozen=True)
-class CheckpointReport:
-    """What happened in a merge of checkpoints, in plain values; clients in the order of the arithmetic.
-
-    Args:
-        rule: its text.
-        models: what the fine-tunes were called.
-        weights: their raw weights.
-        left_out: how many of weight 0 were dropped.
-        tensors: number of tensors written.
-        parameters: number of values written.
-        bytes_written: of all shards.
-        norms: Frobenius norm of each fine-tune's delta.
-        relative: the same over the base's norm.
-        cosines: `(clients, clients)` between deltas.
-        change: norm of the merged change over the base's norm.
-        rounding: share of the merged change, by norm, that rounding to the base's dtype took.
-        device: where the rule ran.
-        kernel: which implementation ran.
-        notes: what was borne.
-        seconds: wall clock.
-    """
-
-    rule: str
-    models: tuple[str, ...]
-    weights: tuple[float, ...]
-    left_out: int
-    tensors: int
-    parameters: int
-    bytes_written: int
-    norms: tuple[float, ...]
-    relative: tuple[float, ...]
-    cosines: tuple[tuple[float, ...], ...]
-    change: float
-    rounding: float
-    device: str
-    kernel: str
-    notes: tuple[str, ...] = field(default=())
-    seconds: float = 0.0
 
 
 def prepare(
@@ -248,14 +149,14 @@ def merge_checkpoints(
     reports: list[CheckpointReport] = []
 
     def files() -> dict[str, bytes]:
-        reports.append(_report(task, tally, time.perf_counter() - began))
+        reports.append(report_of(task, tally, time.perf_counter() - began))
         return others | ({"README.md": card(reports[0]).encode()} if card else {})
 
     write_checkpoint(output, shards, lambda name: _watched(arithmetic, name, advance), files)
     return reports[0]
 
 
-def _watched(arithmetic: Arithmetic, name: str, advance: Callable[[str], None]):  # type: ignore[no-untyped-def]
+def _watched(arithmetic: Arithmetic, name: str, advance: Callable[[str], None]) -> Iterator[Tensor]:
     yield from arithmetic.values(name)
     advance(name)
 
@@ -276,28 +177,3 @@ def _device(device: torch.device | str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise RuleError(f"device {device!r}: expected 'cpu', 'cuda' or 'cuda:1'") from error
-
-
-def _report(task: Task, tally: Tally, seconds: float) -> CheckpointReport:
-    norms = tally.gram.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(norms > 0, norms, 1.0)
-    cosines = (tally.gram / scale / scale.unsqueeze(1)).clamp(-1, 1)
-    base = tally.base**0.5
-    return CheckpointReport(
-        rule=str(task.rule),
-        models=tuple(client.label for client in task.clients),
-        weights=tuple(client.weight for client in task.clients),
-        left_out=task.left_out,
-        tensors=len(task.base.entries),
-        parameters=sum(entry.coordinates for entry in task.base.entries.values()),
-        bytes_written=task.base.size,
-        norms=tuple(norms.tolist()),
-        relative=tuple((norms / base).tolist() if base else norms.tolist()),
-        cosines=tuple(tuple(row) for row in cosines.tolist()),
-        change=(tally.step**0.5 / base) if base else 0.0,
-        rounding=(tally.lost / tally.step) ** 0.5 if tally.step else 0.0,
-        device=str(task.device),
-        kernel=task.kernel,
-        notes=task.notes,
-        seconds=seconds,
-    )

@@ -33,6 +33,7 @@ def run(request: Request) -> Outcome:
     loaded = [load_adapter(model, fetch=not request.dry_run) for model in request.models]
     base = common_base(request.models, loaded, request.base)
     check_heads(request.models, loaded)
+    _check_together(request, loaded)
     start = _base_for_whole_weights(request, loaded, base)
     if request.dry_run:
         return _told(request, loaded, base)
@@ -51,6 +52,7 @@ def _merged(
     merged = fedmerge.merge(
         deltas,
         request.weights,
+        finite=True,
         rule=request.rule,
         space=request.space,
         names=request.names,
@@ -102,6 +104,26 @@ def energy_lines(merged: Merged, loaded: Sequence[Adapter]) -> list[str]:
     return [f"{line}; --space 'product(rank={full})' keeps all of a mean, a rank between keeps more"]
 
 
+def _check_together(request: Request, loaded: Sequence[Adapter]) -> None:
+    """Raise where adapters do not fit each other, by the names that the user gave them."""
+    from fedmerge.adapters.checks import check_together
+    from fedmerge.adapters.spaces import parse_space
+
+    mixed = parse_space(request.space).mixed_ranks
+    counted = {
+        model: adapter
+        for model, adapter, weight in zip(request.models, loaded, request.shares, strict=True)
+        if weight != 0
+    }
+    ranks = sorted({adapter.lora.rank for adapter in counted.values() if adapter.lora})
+    if len(ranks) > 1 and not mixed:
+        raise AdapterMismatch(
+            f"the adapters have ranks {ranks}, which {request.space} can't join; product() can"
+        )
+    if counted:
+        check_together(None, counted, mixed_ranks=mixed)
+
+
 def _base_for_whole_weights(
     request: Request, loaded: Sequence[Adapter], base: str
 ) -> tuple[Checkpoint, list[str]] | None:
@@ -126,18 +148,9 @@ def _base_for_whole_weights(
 
 def _told(request: Request, loaded: Sequence[Adapter], base: str) -> Outcome:
     """What a merge would read, make and need."""
-    from fedmerge.adapters.checks import check_together
     from fedmerge.adapters.pairs import split_names
-    from fedmerge.adapters.spaces import parse_space
 
-    space = parse_space(request.space)
-    mixed = space.mixed_ranks
-    check_together(None, dict(zip(request.models, loaded, strict=True)), mixed_ranks=mixed)
     ranks = sorted({adapter.lora.rank for adapter in loaded if adapter.lora})
-    if len(ranks) > 1 and not mixed:
-        raise AdapterMismatch(
-            f"the adapters have ranks {ranks}, which {request.space} can't join; product() can"
-        )
     pairs, others = split_names(loaded[0].tensors)
     inputs = sum(tensor.nbytes for adapter in loaded for tensor in adapter.tensors.values())
     largest = max((tensor.nbytes for tensor in loaded[0].tensors.values()), default=0)

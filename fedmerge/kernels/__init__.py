@@ -2,7 +2,8 @@
 
 The composition of a rule's stages stays the reference; a kernel gives the same bits, faster.
 
-plan.py    which chains have one
-cpu.py     numba, for tensors in memory
-gpu.py     Triton, for tensors on a GPU
+plan.py     which chains have one
+outputs.py  where results go
+cpu.py      numba, for tensors in memory
+gpu.py      Triton, for tensors on a GPU
 """

@@ -52,12 +52,24 @@ def merge_tensors(
         outputs: for each tensor where its merged values go: flat, contiguous, float32.
     """
     filled = [place for place, output in enumerate(outputs) if output.numel()]
-    if not filled:
-        return
+    if filled:
+        with torch.cuda.device_of(outputs[0]):  # Triton launches on the current device
+            _launch(plan, values, weights, keys, outputs, filled)
+
+
+def _launch(
+    plan: Fused,
+    values: Sequence[Sequence[Tensor]],
+    weights: Tensor,
+    keys: np.ndarray | None,
+    outputs: Sequence[Tensor],
+    filled: Sequence[int],
+) -> None:
+    """Merge those tensors that have values."""
     table = table_of([values[place] for place in filled])
     device, clients = table.device, table.addresses.shape[1]
     counted = torch.ones_like(weights) if plan.equal else weights
-    streams = np.zeros((1, 2), np.int64) if keys is None else keys[filled]
+    streams = np.zeros((1, 2), np.int64) if keys is None else keys[list(filled)]
     trimmed = None if plan.keep is None else thresholds(table, plan.keep)
     nothing = torch.zeros(1, dtype=torch.int64, device=device)
     targets = torch.tensor([outputs[place].data_ptr() for place in filled], device=device)

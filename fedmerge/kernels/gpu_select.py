@@ -88,7 +88,7 @@ def _histogram(
 ):  # fmt: skip
     """Count the digit of those entries of a block whose leading bits are the segment's prefix."""
     place, client = tl.program_id(0), tl.program_id(1)
-    segment = tl.load(owners + place) * clients + client
+    segment = tl.load(owners + place).to(tl.int64) * clients + client
     index = tl.load(starts + place) + tl.arange(0, block)
     inside = index < tl.load(sizes + segment)
     bits = magnitudes(address(addresses, segment, kind), index, inside, kind)
@@ -104,7 +104,7 @@ def _histogram(
 @triton.jit
 def _choose(found, wanted, prefix, equal, clients, shift, digits: tl.constexpr):
     """The digit of the entry wanted, how many of its digit are wanted, and how many there are."""
-    segment = tl.program_id(0) * clients + tl.program_id(1)
+    segment = tl.program_id(0).to(tl.int64) * clients + tl.program_id(1)
     bins = tl.arange(0, digits)
     counts = tl.load(found + segment * digits + bins).to(tl.int64)
     want = tl.load(wanted + segment)
@@ -124,7 +124,7 @@ def _gather(
 ):  # fmt: skip
     """Write the magnitudes of a block that share the segment's digit to its room, in any order."""
     place, client = tl.program_id(0), tl.program_id(1)
-    segment = tl.load(owners + place) * clients + client
+    segment = tl.load(owners + place).to(tl.int64) * clients + client
     index = tl.load(starts + place) + tl.arange(0, block)
     inside = index < tl.load(sizes + segment)
     bits = magnitudes(address(addresses, segment, kind), index, inside, kind)
@@ -138,7 +138,7 @@ def _gather(
 @triton.jit
 def _last(addresses, sizes, clients, prefix, wanted, equal, last, kind: tl.constexpr, block: tl.constexpr):
     """Index of the last entry of just the threshold's magnitude that is kept."""
-    segment = tl.program_id(0) * clients + tl.program_id(1)
+    segment = tl.program_id(0).to(tl.int64) * clients + tl.program_id(1)
     size, bits = tl.load(sizes + segment), tl.load(prefix + segment)
     left = tl.load(wanted + segment)
     found = size - 1

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmerge import Adapter, Lora
 from fedmerge.adapters import together
 from fedmerge.adapters.lowrank import orthonormal, truncate_between
+from fedmerge.adapters.spaces.layers import Layers
 from fedmerge.adapters.together import truncate_together, weighted_together
 from fedmerge.adapters.updates import Updates
 
@@ -81,3 +83,24 @@ def test_groups_by_shape_and_size(monkeypatch):
     assert set(whole) == set(single) == set(made)
     for name in made:
         torch.testing.assert_close(whole[name].low.values, single[name].low.values, rtol=1e-12, atol=0)
+
+
+def test_layers_of_adapters_as_each_layer_by_itself():
+    """What `product()` does on a GPU, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        f"m{n}.lora_{side}.weight": (4, 30) if side == "A" else (50, 4) for n in range(3) for side in "AB"
+    }
+
+    def adapter(scale: float) -> Adapter:
+        tensors = {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        return Adapter(tensors, Lora(rank=4, alpha=8.0))
+
+    layers = Layers(adapter(1.0), [adapter(0.1) for _ in range(3)], torch.device("cpu"))
+    shares = dict.fromkeys(layers.pairs, torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64))
+    found = weighted_together(layers.pairs, layers.updates, shares, 4, layers.precision)
+    assert set(found) == set(layers.pairs)
+    for name, own in found.items():
+        expected = layers.weighted(name, shares[name], 4)
+        torch.testing.assert_close(own.low.left, expected.low.left, rtol=1e-7, atol=1e-9)
+        assert own.step == pytest.approx(expected.step, rel=1e-9)

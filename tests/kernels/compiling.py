@@ -1,7 +1,7 @@
 """Compile the GPU kernels for a Hopper chip, which needs none: run by test_gpu.py in a process of its own.
 
-Prints a line for each kernel and variant: name, registers spilled or not is told by bytes of stack, and how
-many of its instructions fuse a product and a sum in float64.
+Prints, as JSON, for each kernel and variant: how many of its instructions fuse a product and a sum, how many
+divide, exactly or not, and the bytes of local memory that it takes where registers do not suffice.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fedmerge
-from fedmerge.errors import RuleError
+from fedmerge.errors import AdapterMismatch, RuleError
 from fedmerge.kernels.cpu import merge_tensors, serves
 from fedmerge.kernels.plan import fused
 from fedmerge.kernels.selection import SMALLEST_SAMPLED
@@ -138,6 +138,16 @@ def test_float64_tensors_go_the_plain_way_beside_the_kernel():
     merged_ones = fedmerge.merge(deltas, rule="fedavg()", kernel="numba")
     assert merged_ones.adapter.tensors["y"].tolist() == pytest.approx([1 + 1e-12] * 3, rel=1e-15)
     assert merged_ones.adapter.tensors["x"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("kernel", ["plain", "numba"])
+@pytest.mark.parametrize("rule", ["fedavg()", "task_arithmetic(scale=0.0)", "ties(density=0.2)"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_whatever_the_kernel_a_bad_value_is_told_by_name(kernel, rule, bad):
+    deltas = adapters()
+    deltas[3]["b"][7, 7] = bad
+    with pytest.raises(AdapterMismatch, match=r"silo 'd': 'b' holds \d NaN and \d Inf among its 4800"):
+        fedmerge.merge(deltas, rule=rule, names=list("abcde"), kernel=kernel)
 
 
 def test_a_kernel_that_there_is_not_is_refused():

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -130,7 +136,7 @@ def test_a_merge_that_runs_out_of_memory_ends_with_the_same_bits(monkeypatch):
         real(plan, values, *rest)
 
     monkeypatch.setattr(gpu, "merge_tensors", cramped)
-    monkeypatch.setattr(seam, "_bytes_beside", lambda source, context: 0)
+    monkeypatch.setattr(seam, "_bytes_beside", lambda *given: 0)
     generator = torch.Generator().manual_seed(0)
     deltas = [{f"t{n}": torch.randn(9, generator=generator) for n in range(5)} for _ in range(2)]
     one = fedmerge.merge(deltas, rule="ties(density=0.5)", kernel="triton", device=DEVICE)
@@ -138,3 +144,28 @@ def test_a_merge_that_runs_out_of_memory_ends_with_the_same_bits(monkeypatch):
     assert all(torch.equal(one.adapter.tensors[name], two.adapter.tensors[name]) for name in deltas[0])
     assert max(sizes) == 5
     assert sizes[-1] <= 2
+
+
+def test_every_kernel_compiles_for_a_hopper_chip():
+    """No GPU is needed for that. Products and sums stay apart, divisions are exact, registers suffice."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = ["-c", "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"]
+    command = [sys.executable, *script, str(Path(__file__).with_name("compiling.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kernels = json.loads(done.stdout)
+    assert {kernel["kernel"] for kernel in kernels} == {"_merge", "_histogram", "_choose", "_gather", "_last"}
+    for kernel in kernels:
+        assert kernel["fused"] == kernel["inexact divisions"] == 0, kernel
+        assert not kernel["stack"], kernel
+        assert kernel["divisions"] > 0 or kernel["kernel"] != "_merge"
+
+
+def test_the_benchmark_runs_without_a_gpu(tmp_path, project_root):
+    command = [sys.executable, str(project_root / "benchmarks" / "gpu.py"), "--interpret", "--small"]
+    command += ["--json", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert {row["part"] for row in told["rows"]} == {"copy", "kernels", "host", "product"}
+    assert "interpreted: the times mean nothing" in done.stdout

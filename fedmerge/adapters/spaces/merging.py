@@ -13,6 +13,7 @@ from fedmerge.adapters.context import Context
 from fedmerge.adapters.grams import gram_of_updates
 from fedmerge.adapters.spaces.layers import Layers, Step, merge_others, naming
 from fedmerge.adapters.spaces.places import Place
+from fedmerge.adapters.together import weighted_together
 from fedmerge.rules import Rule, resolve
 from fedmerge.rules.spectral import MatrixRule
 
@@ -31,9 +32,13 @@ def merge_layers(
     rank = rank or layers.started.rank
     together = []
     known = coefficients_of(layers, rule, context)
+    weighted = [name for name in layers.pairs if name in known] if context.device.type == "cuda" else []
+    at_once = weighted_together(weighted, layers.updates, known, rank, layers.precision)
     for name in layers.pairs:
         resolved = resolve(rule, name)
-        if name in known:
+        if name in at_once:
+            yield name, Step(at_once[name].low, at_once[name].step)
+        elif name in known:
             yield name, layers.weighted(name, known[name], rank)
         elif isinstance(resolved, MatrixRule):
             draw = context.draw(name, layers.shape(name))
