@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import platform
@@ -190,7 +191,11 @@ def resident(field: str) -> float:
 
 
 def resident_without_leftovers() -> float:
-    """MB, once what the last merge freed is given back: else its pages would hide what the next one needs."""
+    """MB, once what the last merge freed is given back: else its pages would hide what the next one needs.
+
+    Garbage is collected here, too: looking at all that was imported takes 0.1 s, in whichever merge it falls.
+    """
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return resident("VmRSS")
 
