@@ -71,8 +71,18 @@ def _merged(
     )
     card = _card(request, base, merged, shape, rows)
     fedmerge.save_adapter(adapter, request.output, base_model=base, card=card)
-    payload: dict[str, Any] = {
-        "adapter": request.output.absolute(),
+    payload = _payload(request, base, adapter, merged, shape)
+    what = f"{count(len(loaded), 'adapter')} merged by {request.rule} in {request.space}"
+    told = f"{what}: {request.output.absolute()}"
+    return Outcome(payload, ["", table(rows), "", *energy_lines(merged, loaded), told])
+
+
+def _payload(
+    request: Request, base: str, adapter: Adapter, merged: Merged, shape: Geometry
+) -> dict[str, Any]:
+    """What `--json` tells of a merge."""
+    return {
+        "adapter": None if request.output is None else request.output.absolute(),
         "base_model": base,
         "rule": request.rule,
         "space": request.space,
@@ -82,9 +92,6 @@ def _merged(
         "geometry": asdict(shape),
         "report": asdict(merged.report),
     }
-    what = f"{count(len(loaded), 'adapter')} merged by {request.rule} in {request.space}"
-    told = f"{what}: {request.output.absolute()}"
-    return Outcome(payload, ["", table(rows), "", *energy_lines(merged, loaded), told])
 
 
 def energy_lines(merged: Merged, loaded: Sequence[Adapter]) -> list[str]:

@@ -17,10 +17,6 @@ from fedmerge.kernels.blocks import dropped, mean, trimmed
 from fedmerge.kernels.plan import Fused
 from fedmerge.kernels.selection import thresholds
 
-LARGEST_WEIGHT = 1e100
-"""Raw weights between this and its inverse: further out a product of a value and a vote could leave float64's
-range, and with it its sign."""
-
 SPLIT = 1 << 16
 """Coordinates of one task, where tensors are larger than a thread's fair part."""
 
@@ -37,8 +33,7 @@ def serves(plan: Fused, dtype: torch.dtype, weights: Tensor) -> bool:
         >>> serves(Fused(combine="mean"), torch.float64, torch.ones(2))
         False
     """
-    usual = (weights >= 1 / LARGEST_WEIGHT) & (weights <= LARGEST_WEIGHT)
-    return dtype == torch.float32 and bool(usual.all()) and not (plan.elect and plan.combine == "total")
+    return dtype == torch.float32 and plan.bears(weights)
 
 
 def merge_tensors(
@@ -95,12 +90,7 @@ class _Jobs:
         # Thresholds: the smallest magnitude kept, and up to which index just that one is. As yet all are.
         self.bits = np.zeros(self.addresses.shape, dtype=np.int32)
         self.last = np.broadcast_to(self.sizes[:, None], self.addresses.shape).copy()
-        divisor = 0.0
-        for weight in self.weights:  # in the order of the composition, not numpy's pairwise sum
-            divisor += weight
-        count = float(len(self.weights)) if plan.combine == "total" else 1.0
-        plain = (1.0, 1.0) if plan.elect else (count, divisor)
-        self.factors = np.array([*plain, *plan.scales])
+        self.factors = np.array(plan.factors(counted))
         self.split = False
 
     def tasks(self, threads: int) -> list[tuple[int, int, int, int]]:

@@ -18,9 +18,6 @@ from fedmerge.kernels.gpu_select import thresholds
 from fedmerge.kernels.gpu_table import BLOCK, KINDS, address, table_of
 from fedmerge.kernels.plan import Fused
 
-LARGEST_WEIGHT = 1e100
-"""As for the CPU's kernels: further out a product of value and vote could lose its sign."""
-
 
 def serves(plan: Fused, dtype: torch.dtype, weights: Tensor) -> bool:
     """Whether there is a kernel for tensors of a dtype with these weights.
@@ -30,8 +27,7 @@ def serves(plan: Fused, dtype: torch.dtype, weights: Tensor) -> bool:
         dtype: of the values as they lie on the device: float32, bfloat16 or float16.
         weights: raw, `(clients,)`.
     """
-    usual = (weights >= 1 / LARGEST_WEIGHT) & (weights <= LARGEST_WEIGHT)
-    return dtype in KINDS and bool(usual.all()) and not (plan.elect and plan.combine == "total")
+    return dtype in KINDS and plan.bears(weights)
 
 
 def merge_tensors(
@@ -78,7 +74,7 @@ def _launch(
         targets,
         clients,
         counted.to(device, torch.float64),
-        torch.tensor(factors(plan, counted), dtype=torch.float64, device=device),
+        torch.tensor(plan.factors(counted), dtype=torch.float64, device=device),
         nothing if trimmed is None else trimmed.bits,
         nothing if trimmed is None else trimmed.last,
         torch.from_numpy(np.ascontiguousarray(streams)).to(device),
@@ -92,16 +88,6 @@ def _launch(
         block=BLOCK,
         enable_fp_fusion=False,
     )
-
-
-def factors(plan: Fused, weights: Tensor) -> list[float]:
-    """What a sum is multiplied by, what it is divided by, and the scales."""
-    if plan.elect:
-        return [1.0, 1.0, *plan.scales]
-    divisor = 0.0
-    for weight in weights.tolist():  # in the order of the composition
-        divisor += weight
-    return [float(len(weights)) if plan.combine == "total" else 1.0, divisor, *plan.scales]
 
 
 def drop_limit(density: float | None) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from fedmerge.rules import (
     Chain,
     DropRandom,
@@ -16,6 +18,13 @@ from fedmerge.rules import (
     Stage,
     Total,
 )
+
+KNOWN = frozenset({EqualWeights, KeepLargest, DropRandom, ElectSign, Mean, Total, Scale})
+"""Stages that kernels stand for."""
+
+LARGEST_WEIGHT = 1e100
+"""Raw weights between this and its inverse: further out a product of a value and a vote could leave float64's
+range, and with it its sign."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,24 @@ class Fused:
     combine: str = ""
     scales: tuple[float, ...] = ()
     equal: bool = False
+
+    def bears(self, weights: Tensor) -> bool:
+        """Whether kernels can compute it with these raw weights `(clients,)`."""
+        usual = (weights >= 1 / LARGEST_WEIGHT) & (weights <= LARGEST_WEIGHT)
+        return bool(usual.all()) and not (self.elect and self.combine == "total")
+
+    def factors(self, weights: Tensor) -> list[float]:
+        """What a sum is multiplied by, what it is divided by, and the scales.
+
+        Args:
+            weights: those that count, `(clients,)`: all 1 where the plan says `equal`.
+        """
+        if self.elect:  # each coordinate has a divisor of its own
+            return [1.0, 1.0, *self.scales]
+        divisor = 0.0
+        for weight in weights.tolist():  # in the order of the composition: other sums round otherwise
+            divisor += weight
+        return [float(len(weights)) if self.combine == "total" else 1.0, divisor, *self.scales]
 
 
 def fused(rule: Rule) -> Fused | None:
@@ -65,6 +92,8 @@ def fused(rule: Rule) -> Fused | None:
 
 def _with(plan: Fused, stage: Stage) -> Fused | None:  # noqa: PLR0911 (a row a stage)
     """The plan with one stage more, None where no kernel knows it."""
+    if type(stage) not in KNOWN:  # a subclass may compute anything
+        return None
     sparsified = plan.keep is not None or plan.drop is not None
     match stage:
         case EqualWeights():

@@ -19,7 +19,7 @@ from fedmerge.errors import AdapterMismatch, RuleError
 from fedmerge.kernels.cpu import merge_tensors, serves
 from fedmerge.kernels.plan import fused
 from fedmerge.kernels.selection import SMALLEST_SAMPLED
-from fedmerge.rules import parse_rule
+from fedmerge.rules import Mean, chain, parse_rule
 
 from .cases import KINDS, RULES, keys, numbers, plain, same_bits
 
@@ -92,6 +92,11 @@ def test_what_no_kernel_serves():
     ones = torch.ones(2, dtype=torch.float64)
     for rule in ["median()", "ties(density=0.2, scope='adapter')", "ties(density=0.2, like='peft')"]:
         assert fused(parse_rule(rule)) is None
+
+    class Loud(Mean):
+        """A stage of somebody's own, which may compute anything."""
+
+    assert fused(chain(Loud())) is None
     plan = fused(parse_rule("ties(density=0.2)"))
     assert plan is not None
     assert not serves(plan, torch.float64, ones)
