@@ -22,20 +22,23 @@ from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
 from fedmerge.server_app.finale import Finale
 from fedmerge.server_app.muster import Muster, expects_gpu, muster
-from fedmerge.server_app.scoring import Scores
+from fedmerge.server_app.scoring import SPLITS, Scores
 from fedmerge.silo.lora import initial_adapter
 from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.wire.protocol import Instruction
 from fedmerge.wire.records import to_record
 
 
-def conduct(config: Config, grid: Grid, observer: Observer | None = None) -> dict[str, Any]:
+def conduct(
+    config: Config, grid: Grid, observer: Observer | None = None, splits: tuple[str, ...] = SPLITS
+) -> dict[str, Any]:
     """Run everything that a run-config describes, and write it down.
 
     Args:
         config: what to run.
         grid: reaches the nodes; one that yields replies as they come keeps memory small.
         observer: told of progress, beside the run's folder.
+        splits: that the final candidates are scored on; tuning must not see test rows.
 
     Returns:
         What stands in result.json.
@@ -51,7 +54,7 @@ def conduct(config: Config, grid: Grid, observer: Observer | None = None) -> dic
     folder = RunFolder(config.folder, config.flat)
     try:
         with clock.phase("setup"):
-            run = _prepare(config, grid, folder, observer or Silent())
+            run = _prepare(config, grid, folder, observer or Silent(), splits)
         return _conduct(run, clock)
     finally:
         folder.close()
@@ -84,6 +87,7 @@ class _Run:
     silos: Muster
     initial: Adapter
     instruction: Instruction
+    splits: tuple[str, ...]
 
     @property
     def baselines(self) -> Baselines:
@@ -92,7 +96,9 @@ class _Run:
         return Baselines(self.config, self.silos.roster.names, wanted, self.initial, self.instruction)
 
 
-def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer) -> _Run:
+def _prepare(
+    config: Config, grid: Grid, folder: RunFolder, observer: Observer, splits: tuple[str, ...]
+) -> _Run:
     """Learn who takes part; only then does the folder of an earlier run of the same config begin anew."""
     observer.phase("waiting for nodes")
     silos = muster(grid, config)
@@ -110,7 +116,7 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer) 
         splits=("validation",),
         labels=silos.labels,
     )
-    return _Run(config, grid, folder, watchers, silos, initial, instruction)
+    return _Run(config, grid, folder, watchers, silos, initial, instruction, splits)
 
 
 def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def _strategy(run: _Run) -> MergeStrategy:
 def _score(run: _Run, errands: Errands, strategy: MergeStrategy) -> tuple[dict[str, Adapter], Scores]:
     """All adapters that the run ends with, and their scores."""
     order = dataclasses.replace(run.instruction, round=run.config.run.rounds, epochs=0, steps=0)
-    finale = Finale(errands, run.baselines, order, run.config.strategy.deadline_seconds)
+    finale = Finale(errands, run.baselines, order, run.config.strategy.deadline_seconds, run.splits)
     known = run.baselines.known({reply.silo: reply.delta for reply in strategy.last_replies})
     trained, scores = finale.run(outcome.candidates(strategy, run.initial, known))
     return outcome.candidates(strategy, run.initial, known | trained), scores

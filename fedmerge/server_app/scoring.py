@@ -18,6 +18,9 @@ from fedmerge.wire.records import to_record
 SPLITS = ("validation", "test")
 BASE = "base"
 MERGED = "merged"
+FIRST = "first-candidate"
+"""Config key of an evaluate message: what the candidate is called that travels as the broadcast."""
+
 CENTROIDS = "centroids"
 """The untouched base under class means of all silos' training rows: a baseline that needs no training."""
 
@@ -40,11 +43,14 @@ class Ballot:
         """The message to each silo, by silo."""
         # The first one travels as every broadcast does, and comes back as "received".
         first, *others = (to_record(adapter.tensors) for adapter in self.candidates.values())
-        named = dict(zip(list(self.candidates)[1:], others, strict=True))
+        name, *names = self.candidates
+        named = dict(zip(names, others, strict=True))
         order = replace(instruction, splits=self.splits, head=self.head)
         return {
             silo: Errand(
-                silo, "evaluate", instruction_content(first, replace(order, silo=silo), candidates=named)
+                silo,
+                "evaluate",
+                instruction_content(first, replace(order, silo=silo), candidates=named, also={FIRST: name}),
             )
             for silo in silos
         }
@@ -58,7 +64,9 @@ class Ballot:
         }
 
 
-def ballots(candidates: Mapping[str, Adapter], *, has_test_rows: bool) -> list[Ballot]:
+def ballots(
+    candidates: Mapping[str, Adapter], splits: tuple[str, ...] = SPLITS, *, has_test_rows: bool
+) -> list[Ballot]:
     """The messages that have all candidates scored.
 
     What a run may keep is scored on validation rows too, which decide; the others only where they are shown.
@@ -71,7 +79,7 @@ def ballots(candidates: Mapping[str, Adapter], *, has_test_rows: bool) -> list[B
         name: adapter for name, adapter in candidates.items() if name not in decided and name not in reference
     }
     shown = ("test",) if has_test_rows else ("validation",)
-    groups = [Ballot(decided, SPLITS), Ballot(others, shown), Ballot(reference, shown, head="centroid")]
+    groups = [Ballot(decided, splits), Ballot(others, shown), Ballot(reference, shown, head="centroid")]
     return [ballot for ballot in groups if ballot.candidates]
 
 
