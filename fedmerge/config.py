@@ -262,6 +262,11 @@ def _strategy(full: Flat) -> StrategySettings:
         Plan.of(settings).check_rounds(int(full["run.rounds"]))
     except FedMergeError as error:
         raise ConfigError(f"[strategy]: {error}") from None
+    if settings.shadow_scoring == "server" and not full["data.server"]:
+        raise ConfigError(
+            "strategy.shadow-scoring = 'server' scores on rows that the server holds, and data.server names "
+            "none; set it to a file or folder, or score at the 'silos' or once, in the 'final' evaluation"
+        )
     return settings
 
 
