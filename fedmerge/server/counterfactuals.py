@@ -23,6 +23,7 @@ from fedmerge.server.merging import Closed, Merger
 from fedmerge.server.reading import read_scores
 from fedmerge.server.report import RoundReport
 from fedmerge.server.scores import Summary, metric_of, summarize
+from fedmerge.server.standing import VALIDATION
 from fedmerge.wire.protocol import RECEIVED
 from fedmerge.wire.records import count_bytes, to_record
 
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 MERGED = "merged"
 SERVER = "server"
-VALIDATION = "validation"
 
 Scorer = Callable[[Mapping[str, Adapter]], Mapping[str, float]]
 """Scores adapters on rows that the server holds: by name in, "<name>/validation/<figure>" -> value out."""
@@ -100,7 +100,7 @@ class Counterfactuals:
 
     @property
     def awaited(self) -> bool:
-        """Whether the round's silos are still to be asked for their scores, or have not all answered."""
+        """Whether the round's silos have its shadows to score before it can be reported."""
         return self.scoring == "silos" and self.closed is not None and bool(self.merger.plan.shadows)
 
     def take(self, closed: Closed | None) -> None:

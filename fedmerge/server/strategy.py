@@ -28,7 +28,7 @@ from fedmerge.server.report import RoundReport, average
 from fedmerge.server.roster import Roster
 from fedmerge.server.scores import summarize
 from fedmerge.server.settings import StrategySettings
-from fedmerge.server.standing import Scored, Standing
+from fedmerge.server.standing import VALIDATION, Scored, Standing
 from fedmerge.server.weighting import weights_of
 from fedmerge.wire.protocol import RECEIVED, Instruction
 from fedmerge.wire.records import count_bytes, from_record, to_record
@@ -256,7 +256,7 @@ class MergeStrategy(Strategy):
     def _rejects(self, report: RoundReport, received: Adapter, replies: list[Admitted]) -> bool:
         """Whether the silos' scores send their broadcast back; then the last good one is the next again."""
         metrics = {reply.silo: reply.metrics for reply in replies}
-        report.received = summarize(metrics, RECEIVED, "validation")
+        report.received = summarize(metrics, RECEIVED, VALIDATION)
         report.rejected = self.standing.judge(report.round, received, self.merger.state, metrics)
         good = self.standing.good
         if not report.rejected or good is None:
