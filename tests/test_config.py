@@ -67,7 +67,7 @@ def test_every_key_of_the_reference_has_a_comment_or_a_neighbour_that_explains_i
         (
             "strategy.shadow-scoring",
             "server",
-            "'server' scores on rows that the server holds, and data.server",
+            "'server' needs rows that the server holds: data.server",
         ),
         ("strategy.gate", "silo()", "did you mean 'silos'?"),
         (

@@ -140,9 +140,9 @@ def round_line(report: Mapping[str, Any], rounds: int) -> str:
         >>> round_line(report, 3)
         'round 1/3: 2 of 2 silos merged, loss before 0.500, merged 0.03 s, 2.0 kB up, 4.0 kB down'
     """
-    count_of = f"{len(report['admitted'])} of {len(report['asked'])} silos"
-    rejected = report.get("rejected")
-    parts = [f"REJECTED: {rejected}; {count_of} discarded" if rejected else f"{count_of} merged"]
+    parts = [f"{len(report['admitted'])} of {len(report['asked'])} silos merged"]
+    if report.get("rejected"):
+        parts = [f"REJECTED: {report['rejected']}; {count(len(report['admitted']), 'silo')} trained in vain"]
     parts += [f"{len(report[what])} {what}" for what in ("refused", "missing") if report.get(what)]
     if received := report.get("received"):
         parts.append(

@@ -75,9 +75,9 @@ def test_a_rejected_round_says_so() -> None:
     report = closed_round() | {"rejected": "the merge of round 1 hurt: back to the initial adapter"}
     line = round_line(report, 3)
     assert line.startswith(
-        "round 1/3: REJECTED: the merge of round 1 hurt: back to the initial adapter; 1 of 2 "
+        "round 1/3: REJECTED: the merge of round 1 hurt: back to the initial adapter; 1 silo "
     )
-    assert "1 of 2 silos discarded, 1 missing" in line and " merged, " not in line
+    assert "1 silo trained in vain, 1 missing" in line and " merged, " not in line
 
 
 def test_the_counterfactuals_of_a_round_in_one_line() -> None:
