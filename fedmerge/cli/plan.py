@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +41,14 @@ class SiloPlan:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What travels in a round, in bytes over all silos, and the adapter that does."""
+    """What travels in a round, in bytes over all silos, and the adapter that does; shadows go down only."""
 
     tensors: int
     parameters: int
     adapter_bytes: int
     down_bytes: int
     up_bytes: int
+    shadow_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Plan:
             "",
             f"Send {size(sent.adapter_bytes)}: {sent.tensors} tensors, {sent.parameters:,} parameters",
             f"  a round, {down} down to and {up} up from {count(run['sampled'], 'silo')}",
+            *[f"  and {size(sent.shadow_bytes)} down for the scores of shadows"] * bool(sent.shadow_bytes),
             "",
             "Need",
             f"  base    {needs.base}",
@@ -129,6 +131,9 @@ def make(config: Config) -> Plan:
     strategies = Strategies.of(config.strategy)
     strategies.check_clients(sampled, quorum_of(sampled, config.strategy.quorum))
     traffic = traffic_of(adapter, sampled, config.wire.encoding, strategies.needs)
+    if config.strategy.shadow_scoring == "silos" and strategies.shadows:
+        scored = 1 + len(strategies.shadows)  # the merged adapter beside them
+        traffic = replace(traffic, shadow_bytes=scored * traffic.down_bytes)
     return Plan(
         run=_run(config, sampled),
         silos=tuple(_silo_plan(config, card) for card in cards),
@@ -217,11 +222,14 @@ def _needs(config: Config, traffic: Traffic, sampled: int, base: Path) -> Needs:
     device = pick_device(config.silo.train.device)
     at_once = workers(config, sampled, device.type)
     on_gpu = device.type == "cuda"
+    memory = memory_estimate(shape, config, traffic.parameters, at_once)
+    if config.strategy.shadow_scoring == "server" and config.strategy.shadows:
+        memory += int(shape.parameters * shape.bytes_each)  # the server has a base of its own
     return Needs(
         base=f"{config.silo.base.model} at {base}, {shape.parameters:,} parameters",
         device=str(device),
         workers=at_once,
-        memory_bytes=memory_estimate(shape, config, traffic.parameters, at_once),
+        memory_bytes=memory,
         memory_there_bytes=_gpu_bytes(str(device)) if on_gpu else memory_bytes(),
         disk_bytes=_disk(config, traffic),
         disk_free_bytes=shutil.disk_usage(existing_parent(config.folder)).free,

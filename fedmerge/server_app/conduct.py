@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from fedmerge.adapters import Adapter
 from fedmerge.config import Config
+from fedmerge.server.counterfactuals import Scorer
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.observer import Observer, Several, Silent
 from fedmerge.server.strategy import MergeStrategy
@@ -21,7 +22,8 @@ from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
 from fedmerge.server_app.finale import Finale
-from fedmerge.server_app.muster import Muster, expects_gpu, muster
+from fedmerge.server_app.held import held
+from fedmerge.server_app.muster import Muster, expects_gpu, muster, rounds_of
 from fedmerge.server_app.scoring import SPLITS, Scores
 from fedmerge.silo.lora import initial_adapter
 from fedmerge.silo.seeding import use_deterministic_algorithms
@@ -87,6 +89,7 @@ class _Run:
     silos: Muster
     initial: Adapter
     instruction: Instruction
+    scorer: Scorer | None
     splits: tuple[str, ...]
 
     @property
@@ -103,6 +106,7 @@ def _prepare(
     observer.phase("waiting for nodes")
     silos = muster(grid, config)
     initial = initial_adapter(config.silo, silos.labels or None)
+    scorer = held(config, silos)
     folder.start(outcome.environment(config, silos))
     watchers = Several((folder, observer))
     watchers.run_started(outcome.plan(config, silos, initial))
@@ -116,7 +120,7 @@ def _prepare(
         splits=("validation",),
         labels=silos.labels,
     )
-    return _Run(config, grid, folder, watchers, silos, initial, instruction, splits)
+    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, splits)
 
 
 def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
@@ -138,11 +142,8 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
 
 
 def _strategy(run: _Run) -> MergeStrategy:
-    settings = dataclasses.asdict(run.config.strategy)
-    if not run.silos.roster.shared:
-        settings["shadows"] = ""  # scoring them would cost each silo of a deployment its time
     return MergeStrategy(
-        **settings,
+        **dataclasses.asdict(rounds_of(run.config, shared=run.silos.roster.shared)),
         encoding=run.config.wire.encoding,
         roster=run.silos.roster,
         lora=run.initial.lora,
@@ -155,6 +156,7 @@ def _strategy(run: _Run) -> MergeStrategy:
         record=run.config.run.record,
         observer=run.observer,
         folder=run.folder,
+        scorer=run.scorer,
     )
 
 

@@ -129,6 +129,7 @@ class DataSettings:
         prompt: column of the prompt, which is not learnt; goes with `completion`.
         completion: column of the completion.
         seed: decides splits, partition, choice and order of rows.
+        server: source of the rows that the server scores on, "" without any; silos don't use it.
 
     Raises:
         ConfigError: a value is out of range, or columns contradict each other.
@@ -149,10 +150,12 @@ class DataSettings:
     prompt: str = ""
     completion: str = ""
     seed: int = 0
+    server: str = ""
 
     def __post_init__(self) -> None:
         checks.text(self, "source")
-        for name in ("text", "label", "labels", "partition", "silos", "messages", "prompt", "completion"):
+        columns = ("text", "label", "messages", "prompt", "completion")
+        for name in (*columns, "labels", "partition", "silos", "server"):
             checks.text(self, name, empty=True)
         checks.number(self, "validation", least=0.0, below=1.0)
         checks.number(self, "test", least=0.0, below=1.0)

@@ -101,6 +101,16 @@ def test_json_of_a_dry_run(fedmerge, project) -> None:
     assert payload["needs"]["workers"] >= 1
 
 
+@pytest.mark.parametrize(("scoring", "times"), [("final", 0), ("silos", 3)])
+def test_scores_of_shadows_are_traffic_too(fedmerge, project, scoring, times) -> None:
+    chosen = (f"strategy.shadow-scoring={scoring}", "strategy.shadows=median(); ties()")
+    sets = [part for setting in chosen for part in ("--set", setting)]
+    result = fedmerge("simulate", "simulation.toml", *sets, "--dry-run")
+    assert ("down for the scores of shadows" in result.stdout) == bool(times)
+    payload = json.loads(fedmerge("simulate", "simulation.toml", *sets, "--dry-run", "--json").stdout)
+    assert payload["traffic"]["shadow_bytes"] == times * payload["traffic"]["down_bytes"]
+
+
 def test_completions_are_not_packed(fedmerge, project, tmp_path) -> None:
     rows = [{"silo": silo, "p": "one", "c": "two"} for silo in "ab" for _ in range(10)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
