@@ -224,11 +224,12 @@ def read_config(flat: Mapping[str, Scalar]) -> Config:
     run = RunSettings(
         **_section(full, "run") | {"baselines": tuple(filter(None, (name.strip() for name in baselines)))}
     )
+    silo = _silo(full, run.seed)
     return Config(
         run=run,
         engine=EngineSettings(**_section(full, "engine")),
-        silo=_silo(full, run.seed),
-        strategy=_strategy(full),
+        silo=silo,
+        strategy=_strategy(full, silo.lora),
         wire=WireSettings(**_section(full, "wire")),
         flat=full,
     )
@@ -256,10 +257,13 @@ def _silo(full: Flat, seed: int) -> SiloSettings:
     return settings
 
 
-def _strategy(full: Flat) -> StrategySettings:
+def _strategy(full: Flat, lora: LoraSettings) -> StrategySettings:
     settings = StrategySettings(**_section(full, "strategy"))
     try:
-        Plan.of(settings).check_rounds(int(full["run.rounds"]))
+        plan = Plan.of(settings)
+        plan.check_rounds(int(full["run.rounds"]))
+        if {"A", "B"}.intersection(lora.private_parts):
+            plan.check_halves(lora.private)
     except FedMergeError as error:
         raise ConfigError(f"[strategy]: {error}") from None
     return settings

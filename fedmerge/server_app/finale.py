@@ -79,4 +79,5 @@ class Finale:
 
     def _ballots(self, candidates: Mapping[str, Adapter]) -> list[Ballot]:
         has_test_rows = any(card.test for card in self.errands.roster.cards)
-        return ballots(candidates, has_test_rows=has_test_rows)
+        private = bool(self.baselines.config.silo.lora.private)
+        return ballots(candidates, has_test_rows=has_test_rows, by_round=private)

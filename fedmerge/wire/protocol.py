@@ -78,6 +78,7 @@ class Instruction:
         splits: held-out splits to score on, of "validation" and "test".
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
+        run: names the run to silos that remember something of it; "" where they have nothing to remember.
     """
 
     round: int = 0
@@ -91,6 +92,7 @@ class Instruction:
     splits: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    run: str = ""
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -102,7 +104,7 @@ class Instruction:
         record["epochs"], record["steps"] = self.epochs, self.steps
         record["splits"] = ",".join(self.splits)
         record["labels"] = json.dumps(list(self.labels)) if self.labels else ""
-        record["statistics"] = ",".join(self.statistics)
+        record["statistics"], record["run"] = ",".join(self.statistics), self.run
         return record
 
     @classmethod
@@ -125,6 +127,7 @@ class Instruction:
             splits=tuple(part for part in read(config, "splits", str, "").split(",") if part),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
+            run=read(config, "run", str, ""),
         )
 
 
