@@ -150,9 +150,9 @@ def _states(config: Config, own: Mapping[str, str | int | float | bool]) -> Priv
     folder = Path(str(own.get(OWN_STATE, "")).strip()).expanduser()
     if not folder.is_absolute() or not folder.is_dir():
         raise ConfigError(
-            f"lora.private = {config.silo.lora.private!r}: this silo needs a folder for what it does not send; "
-            f"its node-config has {OWN_STATE} = {str(own.get(OWN_STATE, ''))!r}, expected the absolute path of "
-            f"a folder that is there: --node-config '... {OWN_STATE}=\"/srv/state\"'"
+            f"lora.private = {config.silo.lora.private!r}: this silo needs a folder for what it never sends; "
+            f"its node-config has {OWN_STATE} = {str(own.get(OWN_STATE, ''))!r}, expected the absolute path "
+            f"of a folder that is there: --node-config '... {OWN_STATE}=\"/srv/state\"'"
         )
     return PrivateStates(folder)
 
