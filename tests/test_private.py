@@ -109,14 +109,14 @@ def test_the_base_is_scored_with_the_part_that_changes_nothing(flat: Callable[..
 def test_the_same_bits_from_one_worker_and_two_and_in_a_folder_that_was_used(
     flat: Callable[..., Flat], tmp_path: Path
 ) -> None:
-    one = run_local(read_config(flat("one", engine__workers=1)))
-    two = run_local(read_config(flat("two", engine__workers=2)))
+    one = run_local(read_config(flat("one", run__baselines="", engine__workers=1)))
+    two = run_local(read_config(flat("two", run__baselines="", engine__workers=2)))
     first = contents(one)
     assert len(first) == 2 + 2 * 3 + 2 * 3
     assert contents(two) == first
     assert result_of(one)["candidates"] == result_of(two)["candidates"]
     (one / "private" / "birds" / "0001.safetensors").write_bytes(b"what an earlier run left")
-    run_local(read_config(flat("one", engine__workers=1)))
+    run_local(read_config(flat("one", run__baselines="", engine__workers=1)))
     assert contents(one) == first
 
 
@@ -218,7 +218,7 @@ def opposed(tiny_encoder: Path, tmp_path: Path, flat: Callable[..., Flat]) -> Ca
     lines = [
         {"text": text * (3 + number % 5), "label": label, "place": place}
         for place, labels in (("north", ("x", "y")), ("south", ("y", "x")))
-        for number in range(30)
+        for number in range(20)
         for text, label in zip(("aaa ", "zz-"), labels, strict=True)
     ]
     path = tmp_path / "opposed.jsonl"
@@ -226,7 +226,7 @@ def opposed(tiny_encoder: Path, tmp_path: Path, flat: Callable[..., Flat]) -> Ca
     always = {
         "base__model": str(tiny_encoder), "task__kind": "classification", "task__head": "linear",
         "data__source": str(path), "data__label": "label", "data__partition": "by(column='place')",
-        "train__steps": 20, "run__baselines": "", "strategy__space": "product()", "run__keep": "last",
+        "train__steps": 12, "run__baselines": "", "strategy__space": "product()", "run__keep": "last",
     }  # fmt: skip
     return lambda name="run", **changes: flat(name, **(always | changes))
 
