@@ -81,4 +81,5 @@ class Finale:
 
     def _ballots(self, candidates: Mapping[str, Adapter]) -> list[Ballot]:
         shown = "test" in self.splits and any(card.test for card in self.errands.roster.cards)
-        return ballots(candidates, self.splits, has_test_rows=shown)
+        private = bool(self.baselines.config.silo.lora.private)
+        return ballots(candidates, self.splits, has_test_rows=shown, by_round=private)
