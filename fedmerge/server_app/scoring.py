@@ -80,6 +80,7 @@ def ballots(
 
     Args:
         candidates: adapters by name.
+        splits: that what may be kept is scored on.
         has_test_rows: whether any silo has.
         by_round: a message for each round, where silos complete an adapter by what they kept of its round.
     """

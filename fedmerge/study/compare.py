@@ -202,6 +202,7 @@ class _Season:
         with ExitStack() as stack:
             inner: Executor = stack.enter_context(serving(configs[0]))
             executor = Remembering(inner, memo, scope_of(configs[0]), tuple(sorted(needs)))
+            executor.remembers = not configs[0].silo.lora.private
             yield cls(question, seed, executor)
 
     def run(self, strategy: Strategy, *, with_baselines: bool) -> Entry:

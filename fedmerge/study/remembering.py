@@ -47,6 +47,8 @@ class Remembering:
         needs: statistics that round 1 is always asked for, so that rules which need them and rules which do
             not share its training.
         outcomes: whether scores on test rows are kept row by row.
+        remembers: False passes everything on: where silos keep parts of the adapter to themselves
+            (`lora.private`), an answer depends on what was trained before.
         computed: silos' trainings and scorings that were computed here.
         recalled: those that were known.
         digests: of the adapters that were scored, by candidate name, since it was last cleared.
@@ -58,6 +60,7 @@ class Remembering:
     scope: str
     needs: tuple[str, ...] = ()
     outcomes: bool = True
+    remembers: bool = True
     computed: int = 0
     recalled: int = 0
     digests: dict[str, str] = field(default_factory=dict)
@@ -68,7 +71,7 @@ class Remembering:
     def submit(self, message: Message) -> None:
         """Answer from the memo, or pass on what it does not know."""
         kind = message.metadata.message_type.partition(".")[0]
-        if kind not in ("train", "evaluate"):
+        if not self.remembers or kind not in ("train", "evaluate"):
             self.executor.submit(message)
             return
         question: _Question = (_Training if kind == "train" else _Scoring).of(message, self)
