@@ -1,0 +1,1 @@
+"""What is learned from runs and adapters that are there: compared, swept, inspected, reported."""
