@@ -48,8 +48,8 @@ def base_sentences(figures: Figures) -> Iterator[str]:
         t = min(t for t in line.at if t > 0)
         yield (
             f"{name} was not trained from this {figures.start}, or its training failed: on the line to it "
-            f"the loss goes from {line[0].loss:.3f} to {line[t].loss:.3f} at t = {t:g} and {line[1].loss:.3f} at "
-            f"t = 1, and no silo that counts gains more than {share(max(gain(line), 0.0))} on the way."
+            f"the loss goes from {line[0].loss:.3f} to {line[t].loss:.3f} at t = {t:g} and {line[1].loss:.3f} "
+            f"at t = 1, and no silo that counts gains more than {share(max(gain(line), 0.0))} on the way."
         )
     gains = [gain(line) for line in figures.from_start if line.names[1] not in odd]
     if gains:

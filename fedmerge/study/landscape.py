@@ -15,7 +15,7 @@ from fedmerge.study.subject import MERGE, Subject
 MOST_PAIRS = 6
 """Pairs whose line is measured: all of four silos; of more the three of lowest and of highest cosine."""
 
-FROM_START = (0.0, 0.1, 0.5, 1.0)
+FROM_START = (0.0, 0.1, 1.0)
 """Points from the start to each silo: whether the loss falls, and whether it does so at once."""
 
 BEYOND = 2.0
@@ -155,7 +155,7 @@ def evaluations(silos: int, points: int, steps: int) -> int:
 
     Example:
         >>> evaluations(silos=1, points=11, steps=7), evaluations(silos=4, points=5, steps=0)
-        (4, 39)
+        (3, 35)
     """
     inner = len(FROM_START) - 2
     if silos == 1:
