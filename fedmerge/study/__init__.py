@@ -1,1 +1,1 @@
-"""What is learned from runs and adapters that are there: compared, swept, inspected, reported."""
+"""Studies: which rule, which knobs, is it worth it, and why. They conduct runs; no run knows of them."""
