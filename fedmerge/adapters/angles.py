@@ -75,12 +75,20 @@ def compare(
     shares = torch.tensor(check_weights(weights, len(together.deltas)), dtype=torch.float64)
     with torch.no_grad():
         conflict = _sign_conflict(together.deltas)
-        return _geometry(together.grams(), shares / shares.sum(), conflict, together.in_products)
+        return geometry_of(together.grams(), shares / shares.sum(), conflict, together.in_products)
 
 
-def _geometry(
+def geometry_of(
     grams: Mapping[str, Tensor], shares: Tensor, sign_conflict: float | None, in_products: bool
 ) -> Geometry:
+    """What inner products tell.
+
+    Args:
+        grams: by module or tensor, float64 `(clients, clients)`.
+        shares: of the weights, `(clients,)`, with sum 1.
+        sign_conflict: goes along as it is.
+        in_products: likewise.
+    """
     gram = torch.stack(list(grams.values())).sum(dim=0)
     norms, cosines = norms_of(gram), cosines_of(gram)
     onto_mean = gram @ shares

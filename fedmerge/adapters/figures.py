@@ -24,6 +24,7 @@ class Figures:
         after: conflict of the trimmed ones.
         spectra: by module.
         start: what the updates start from: "base", or "received" in a later round of a run.
+        whole: whole models are compared with their base, so that their distance tells whether it is theirs.
         fingerprint: of the base, where all adapters carry the same.
         from_start: lines from there to each silo.
         between: lines between two silos.
@@ -37,10 +38,16 @@ class Figures:
     after: Conflict | None = None
     spectra: Mapping[str, Sequence[Spectrum]] = field(default_factory=dict)
     start: str = "base"
+    whole: bool = False
     fingerprint: str = ""
     from_start: tuple[Line, ...] = ()
     between: tuple[Line, ...] = ()
     merge: Line | None = None
+
+    @property
+    def ground(self) -> str:
+        """What the updates start from, in words."""
+        return "this base" if self.start == "base" else "what the silos received"
 
 
 def share(value: float) -> str:

@@ -48,6 +48,12 @@ def _lengths(figures: Figures) -> Iterator[str]:
         return
     lengths = dict(zip(figures.names, figures.relative, strict=True))
     yield f"An update is {share_range(lengths.values())} as long as the weights that it moves."
+    if figures.whole and max(lengths.values()) < FAR:
+        yield (
+            "By their distance all are fine-tunes of this base."
+            if len(lengths) > 1
+            else (f"By its distance {figures.names[0]} is a fine-tune of this base.")
+        )
     for name, length in lengths.items():
         if length >= FAR:
             yield (

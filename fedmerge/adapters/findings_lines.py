@@ -46,19 +46,20 @@ def base_sentences(figures: Figures) -> Iterator[str]:
     odd = strangers(figures)
     for name, line in odd.items():
         t = min(t for t in line.at if t > 0)
+        losses = f"{line[0].loss:.3f} to {line[t].loss:.3f} at t = {t:g} and {line[1].loss:.3f} at t = 1"
         yield (
-            f"{name} was not trained from this {figures.start}, or its training failed: on the line to it "
-            f"the loss goes from {line[0].loss:.3f} to {line[t].loss:.3f} at t = {t:g} and {line[1].loss:.3f} "
-            f"at t = 1, and no silo that counts gains more than {share(max(gain(line), 0.0))} on the way."
+            f"{name} was not trained from {figures.ground}, or its training failed: on the line to it "
+            f"the loss goes from {losses}, and no silo that counts gains more than "
+            f"{share(max(gain(line), 0.0))} on the way."
         )
     gains = [gain(line) for line in figures.from_start if line.names[1] not in odd]
     if gains:
         whose = "Each" if len(gains) == len(figures.names) > 1 else _listed(figures.names, odd)
         yield (
-            f"{whose} belongs to this {figures.start}: on the line from there to it the loss falls, by "
+            f"{whose} was trained from {figures.ground}: on the line from there to it the loss falls, by "
             f"{share_range(gains)}."
         )
-    elif not figures.from_start:
+    elif not figures.from_start and not figures.whole:
         yield _unmeasured(figures)
 
 
@@ -113,9 +114,9 @@ def merge_sentences(figures: Figures) -> Iterator[str]:
     if line is None:
         return
     best = line.best
-    told = f"loss {line[0].loss:.3f} at the {figures.start}, {line[1].loss:.3f} at the merge"
+    told = f"loss {line[0].loss:.3f} at its start, {line[1].loss:.3f} at the merge"
     if best in (0, 1):
-        where = "the merge itself" if best else f"the {figures.start}, so the merge hurts"
+        where = "the merge itself" if best else "its start, so the merge hurts"
         yield f"On the line through the merge the loss is lowest at {where} ({told})."
     else:
         step = "longer" if best > 1 else "shorter"

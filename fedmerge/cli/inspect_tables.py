@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 
 from fedmerge.adapters.figures import share
 from fedmerge.adapters.findings_lines import gain
-from fedmerge.cli.merging import percent, table
+from fedmerge.cli.merging import percent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from fedmerge.adapters.connectivity import Line
     from fedmerge.adapters.plane import Plane
     from fedmerge.study.inspection import Inspection
 
+SIGNS = (
+    "signs: coordinates that two or more move, those of them in conflict, what coins would give, and the "
+    "share of magnitude that an election by mass drops"
+)
 BARS = "▁▂▃▄▅▆▇█"
 MOST_NAMES = 12
 """A wider matrix of cosines stands in the file alone."""
@@ -36,10 +41,10 @@ def report(found: Inspection, title: str) -> list[RenderableType]:
     parts: list[RenderableType] = [title, "", table(silo_rows(found))]
     names = found.figures.names
     if 1 < len(names) <= MOST_NAMES:
-        parts += ["", "cosines of the updates", table(cosine_rows(found))]
+        parts += ["", "cosines of the updates", table(cosine_rows(found), gap=1)]
     parts += ["", layers_title(found), table(layer_rows(found))]
     if found.figures.before and found.figures.after:
-        parts += ["", "signs", table(sign_rows(found))]
+        parts += ["", SIGNS, table(sign_rows(found))]
     if found.lines:
         parts += [
             "",
@@ -51,11 +56,28 @@ def report(found: Inspection, title: str) -> list[RenderableType]:
     return [*parts, "", *(Text(f"- {sentence}") for sentence in found.sentences)]
 
 
+def table(rows: Sequence[Sequence[str]], gap: int = 2) -> Table:
+    """Rows as a table, the first one above the columns; names are cut off last.
+
+    Args:
+        rows: of cells.
+        gap: spaces between columns.
+    """
+    from rich.table import Table
+
+    shown = Table(box=None, padding=(0, gap, 0, 0), show_edge=False)
+    for place, name in enumerate(rows[0]):
+        shown.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for row in rows[1:]:
+        shown.add_row(*row)
+    return shown
+
+
 def silo_rows(found: Inspection) -> list[list[str]]:
     """A row for each silo: how far, how alike, how influential, and what it gains."""
     figures, shape = found.figures, found.figures.geometry
     gains = {line.names[1]: gain(line) for line in figures.from_start}
-    rows = [["", "length", "of the weights", "influence", "mean cosine", "loss falls by"]]
+    rows = [["", "length", "of weights", "influence", "mean cosine", "loss falls by"]]
     for place, name in enumerate(figures.names):
         others = [value for other, value in enumerate(shape.cosines[place]) if other != place]
         rows.append(
@@ -72,12 +94,12 @@ def silo_rows(found: Inspection) -> list[list[str]]:
 
 
 def cosine_rows(found: Inspection) -> list[list[str]]:
-    """The matrix of cosines."""
-    names = found.figures.names
-    rows = [["", *names]]
+    """The matrix of cosines; columns by number, so that a dozen silos fit a terminal."""
+    names = [f"{place} {name}" for place, name in enumerate(found.figures.names, 1)]
+    rows = [["", *(str(place) for place in range(1, len(names) + 1))]]
     for name, row in zip(names, found.figures.geometry.cosines, strict=True):
         rows.append(
-            [name, *("1" if other == name else f"{v:+.3f}" for other, v in zip(names, row, strict=True))]
+            [name, *("1" if other == name else _short(v) for other, v in zip(names, row, strict=True))]
         )
     return rows
 
@@ -85,19 +107,17 @@ def cosine_rows(found: Inspection) -> list[list[str]]:
 def layers_title(found: Inspection) -> str:
     """Says what the table of layers shows, and what it leaves out."""
     layers = found.figures.geometry.layers
-    what = (
-        "modules"
-        if found.figures.geometry.in_products
-        else "tensors (no LoRA settings: factors by themselves)"
-    )
+    what = "modules" if found.figures.geometry.in_products else "tensors"
     shown = f", the {MOST_LAYERS} of longest updates" if len(layers) > MOST_LAYERS else ""
-    return f"{len(layers)} {what}{shown}; means over {len(found.figures.names)}"
+    over = len(found.figures.names)
+    averaged = f"means over {over}; " if over > 1 else ""
+    return f"{len(layers)} {what}{shown} ({averaged}effective rank, share of energy in the first direction)"
 
 
 def layer_rows(found: Inspection) -> list[list[str]]:
     """A row for each module: means over the silos."""
     layers = found.figures.geometry.layers
-    rows = [["", "length", "of the weight", "effective rank", "energy in the first"]]
+    rows = [["", "length", "of weight", "rank", "in the first"]]
     for name in sorted(layers, key=lambda name: -_mean(layers[name]))[:MOST_LAYERS]:
         relative, spectra = found.relative.get(name), found.figures.spectra.get(name)
         rows.append(
@@ -114,7 +134,7 @@ def layer_rows(found: Inspection) -> list[list[str]]:
 
 def sign_rows(found: Inspection) -> list[list[str]]:
     """Before and after the trim."""
-    rows = [["", "moved by two or more", "of these in conflict", "by coins", "lighter side's share"]]
+    rows = [["", "shared", "in conflict", "by coins", "dropped"]]
     for conflict in (found.figures.before, found.figures.after):
         if conflict:
             kept = "as sent" if conflict.density == 1 else f"trimmed to {share(conflict.density)}"
@@ -187,6 +207,16 @@ def _cell(plane: Plane, name: str) -> tuple[int, int]:
     x, y = plane.points[name]
     column = min(range(len(plane.x)), key=lambda place: abs(plane.x[place] - x))
     return min(range(len(plane.y)), key=lambda place: abs(plane.y[place] - y)), column
+
+
+def _short(cosine: float) -> str:
+    """A cosine in four characters.
+
+    Example:
+        >>> _short(0.034), _short(-0.5), _short(1.0)
+        ('+.03', '-.50', '+1.00')
+    """
+    return f"{cosine:+.2f}".replace("0.", ".", 1)
 
 
 def _signed(value: float) -> str:

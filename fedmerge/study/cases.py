@@ -10,15 +10,18 @@ from fedmerge.adapters import Adapter
 from fedmerge.checkpoints.whole_weights import less_base, whole_weights
 from fedmerge.config import Config
 from fedmerge.errors import AdapterMismatch
-from fedmerge.silo.base import base_folder
+from fedmerge.silo.base import BUILTIN, base_folder
 from fedmerge.silo.fingerprint import fingerprint_of
-from fedmerge.silo.settings import BaseSettings
 from fedmerge.study import subject
 from fedmerge.study.geometry_file import FILE
 from fedmerge.study.recorded import open_run
 from fedmerge.study.subject import Subject
-from fedmerge.wire.checkpoint import open_checkpoint
+from fedmerge.wire.checkpoint import WANTED, open_checkpoint
 from fedmerge.wire.files import load_adapter
+from fedmerge.wire.folders import find_folder
+
+MEMO = "memo"
+"""In a run's folder: what silos have answered, so that a second inspection computes only what is new."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,7 @@ class Case:
         base: the folder of the base's weights; None: not at hand.
         output: file to write; None: none.
         title: a line that says what it is.
+        memo: a folder that keeps what silos answer; None keeps nothing.
     """
 
     subject: Subject
@@ -38,6 +42,7 @@ class Case:
     base: Path | None
     output: Path | None
     title: str
+    memo: Path | None = None
 
 
 def of_run(path: str, round: int, output: Path | None, *, scored: bool) -> Case:
@@ -50,20 +55,15 @@ def of_run(path: str, round: int, output: Path | None, *, scored: bool) -> Case:
         scored: whether adapters are to be scored on the run's own rows.
 
     Raises:
-        ConfigError: no such round, or a base that is not to be had.
-        CheckpointError: no run, no deltas recorded, or files that are damaged.
+        ConfigError: a base that is not to be had.
+        CheckpointError: no run, no deltas recorded, no such round, or files that are damaged.
     """
     run = open_run(path)
     recorded = run.round(round or None)
-    made = subject.of_round(recorded, run)
+    made = subject.of_round(run, recorded)
     title = f"{run.path}, round {recorded.number}: {len(made.names)} silos, {made.how}"
-    return Case(
-        made,
-        run.config if scored else None,
-        base_folder(run.config.silo.base),
-        output or Path(run.path) / FILE,
-        title,
-    )
+    config, folder = run.config if scored else None, base_folder(run.config.silo.base)
+    return Case(made, config, folder, output or run.path / FILE, title, memo=run.path / MEMO)
 
 
 def of_adapters(models: Sequence[str], config: Config | None, base: str, output: Path | None) -> Case:
@@ -80,12 +80,20 @@ def of_adapters(models: Sequence[str], config: Config | None, base: str, output:
         AdapterMismatch: adapters of different bases or of another one than is given, or of another kind.
     """
     adapters = dict(zip(called(models), map(load_adapter, models), strict=True))
-    settings = config.silo.base if config else BaseSettings(model=base) if base else None
-    folder = base_folder(settings) if settings else None
+    folder = base_folder(config.silo.base) if config else folder_of(base) if base else None
     fingerprint = check_bases(adapters, fingerprint_of(folder) if folder else "")
     title = f"{len(adapters)} {'adapter' if len(adapters) == 1 else 'adapters'}: {', '.join(adapters)}"
     made = subject.of_adapters(updates_alone(adapters, folder), fingerprint=fingerprint)
     return Case(made, config, folder, output, title)
+
+
+def folder_of(base: str) -> Path:
+    """The folder of a base that is named alone: "builtin", a folder with weights, or a Hub id.
+
+    Raises:
+        ConfigError: it is none of these, or the Hub does not give it.
+    """
+    return BUILTIN if base == "builtin" else find_folder(base, "base", WANTED)
 
 
 def called(models: Sequence[str]) -> list[str]:

@@ -18,6 +18,11 @@ from fedmerge.errors import ConfigError, nearest
 from fedmerge.study.landscape import Landscape, Scorer, pairs_of, widest
 from fedmerge.study.subject import Subject
 
+DENSITY = 0.2
+"""What the authors of TIES keep; published figures of sign conflicts are at this density."""
+
+POINTS = 5
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -34,8 +39,8 @@ class Settings:
         ConfigError: a value out of range.
     """
 
-    density: float = 0.2
-    points: int = 5
+    density: float = DENSITY
+    points: int = POINTS
     plane: bool = True
     corners: tuple[str, str] | None = None
     steps: int = 5

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedmerge.adapters import Adapter
 from fedmerge.adapters.blend import blend
 from fedmerge.adapters.checks import check_weights
+from fedmerge.study.recorded import RecordedRound, RecordedRun, read_object
 
 BASE, RECEIVED, MERGE = "base", "received", "merge"
 
@@ -69,6 +70,35 @@ def changes_nothing(adapter: Adapter) -> bool:
         for name, tensor in adapter.tensors.items()
         if not name.endswith("lora_A.weight")
     )
+
+
+def of_round(run: RecordedRun, recorded: RecordedRound) -> Subject:
+    """A round of a run; its merge is what the run made of it, server optimizer included.
+
+    Args:
+        run: the run.
+        recorded: one of its rounds.
+    """
+    strategy = run.config.strategy
+    return Subject(
+        names=tuple(recorded.deltas),
+        deltas=tuple(recorded.deltas.values()),
+        received=recorded.received,
+        weights=tuple(recorded.weights.values()),
+        merged=run.made(recorded.number),
+        how=f"{strategy.rule} in {strategy.space}",
+        start=BASE if changes_nothing(recorded.received) else RECEIVED,
+        fingerprint=fingerprint_of_run(run),
+    )
+
+
+def fingerprint_of_run(run: RecordedRun) -> str:
+    """The base's, to which all silos of a run had to agree; "" where the run did not write it down.
+
+    Raises:
+        CheckpointError: environment.json can't be read.
+    """
+    return str(read_object(run.path / "environment.json").get("fingerprint", ""))
 
 
 def _added(received: Adapter, delta: Adapter) -> Adapter:

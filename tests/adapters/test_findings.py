@@ -59,14 +59,25 @@ def test_the_fingerprint_tells_where_nothing_was_scored():
 def test_a_stranger_is_named_and_the_others_are_not():
     lines = (line(("base", "a"), [2.0, 1.9, 1.8]), line(("base", "b"), [2.0, 2.1, 2.9]))
     found = figures(ONE, TWO, from_start=lines)
-    assert "from 2.000 to 2.100 at t = 0.5 and 2.900 at t = 1" in said(found, "b was not trained from this base")
-    assert "by 10 %" in said(found, "a belongs to this base")
+    assert "from 2.000 to 2.100 at t = 0.5 and 2.900 at t = 1" in said(
+        found, "b was not trained from this base"
+    )
+    assert "by 10 %" in said(found, "a was trained from this base")
     assert list(strangers(found)) == ["b"]
+
+
+def test_a_later_round_has_no_base_to_speak_of():
+    lines = (line(("received", "a"), [2.0, 1.9, 1.8]), line(("received", "b"), [2.0, 2.1, 2.9]))
+    found = figures(ONE, TWO, start="received", from_start=lines)
+    said(found, "a was trained from what the silos received")
+    said(found, "b was not trained from what the silos received")
 
 
 def test_all_belong():
     lines = (line(("base", "a"), [2.0, 1.9, 1.8]), line(("base", "b"), [2.0, 1.5, 2.9]))
-    assert "falls, by 10 % to 25 %" in said(figures(ONE, TWO, from_start=lines), "Each belongs to this base")
+    assert "falls, by 10 % to 25 %" in said(
+        figures(ONE, TWO, from_start=lines), "Each was trained from this base"
+    )
 
 
 def test_a_silo_is_judged_by_its_own_rows():
@@ -101,11 +112,11 @@ def test_not_one_basin():
 @pytest.mark.parametrize(
     ("losses", "words"),
     [
-        ([2.0, 1.9, 1.8, 1.7, 1.9], "t = 1.5: a longer step is better here (loss 2.000 at the base, 1.800"),
+        ([2.0, 1.9, 1.8, 1.7, 1.9], "t = 1.5: a longer step is better here (loss 2.000 at its start, 1.800"),
         ([2.0, 1.9, 1.8, 1.7, 1.6], "t = 2, the last point measured: a longer step"),
         ([2.0, 1.7, 1.8, 1.9, 2.0], "t = 0.5: a shorter step"),
         ([2.0, 1.9, 1.8, 1.9, 2.0], "the merge itself"),
-        ([2.0, 2.1, 2.2, 2.3, 2.4], "the base, so the merge hurts"),
+        ([2.0, 2.1, 2.2, 2.3, 2.4], "its start, so the merge hurts"),
     ],
 )
 def test_the_step(losses, words):

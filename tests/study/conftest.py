@@ -1,29 +1,14 @@
-"""A second base of the same shape, adapters trained on either, and a scorer without a bench."""
+"""A scorer without a bench."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from fedmerge.adapters import Adapter
 from fedmerge.adapters.connectivity import Point
-
-
-@pytest.fixture(scope="session")
-def other_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base's shape and tokenizer with other random weights."""
-    import shutil
-
-    from transformers import AutoConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("other") / "base"
-    shutil.copytree(tiny_base, folder)
-    torch.manual_seed(1)
-    LlamaForCausalLM(AutoConfig.from_pretrained(tiny_base)).save_pretrained(folder)
-    return folder
 
 
 class Quadratic:

@@ -107,7 +107,7 @@ def test_one_adapter_is_inspected_alone(bowl):
     assert scorer.calls == evaluations(1, 5, 5)
     assert [(line["from"], line["to"]) for line in values["lines"]] == [("base", "only")]
     assert (values["conflict"], values["plane"]) == (None, None)
-    assert "only belongs to this base" in values["sentences"][0]
+    assert "only was trained from this base" in values["sentences"][0]
 
 
 def test_losses_that_are_no_numbers_become_null():
