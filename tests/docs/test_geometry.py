@@ -41,16 +41,17 @@ def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             f"base_model.model.{module}.lora_B.weight": torch.randn(8, 4, generator=draw),
         }
         fedmerge.save_adapter(fedmerge.Adapter(pair, fedmerge.Lora(rank=4, alpha=8.0)), tmp_path / site)
-    (tmp_path / "base").mkdir()
-    write_tensors(
-        tmp_path / "base" / "model.safetensors", {f"{module}.weight": torch.randn(8, 8, generator=draw)}
-    )
+    weight = torch.randn(8, 8, generator=draw)
+    for name in ("base", "tune-a", "tune-b"):
+        moved = 0.0 if name == "base" else 0.1 * torch.randn(8, 8, generator=draw)
+        (tmp_path / name).mkdir()
+        write_tensors(tmp_path / name / "model.safetensors", {f"{module}.weight": weight + moved})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_the_page_is_read_right() -> None:
-    assert [len(block) for block in COMMANDS] == [3, 6]
+    assert [len(block) for block in COMMANDS] == [4, 6]
     assert len(PYTHON) == 1
 
 

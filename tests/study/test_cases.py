@@ -70,7 +70,7 @@ def test_whole_models(tmp_path: Path) -> None:
     assert found.figures.relative == pytest.approx((0.1,))
     assert found.relative["q.weight"] == pytest.approx((0.1,))
     other = open_checkpoint(base(tmp_path / "other", q__weight=torch.ones(2, 7), step=torch.tensor([4])))
-    with pytest.raises(AdapterMismatch, match="other: 'q.weight' has shape"):
+    with pytest.raises(AdapterMismatch, match=r"other: .q\.weight. has shape"):
         inspect_models({"other": other}, start)
     whole_numbers = open_checkpoint(base(tmp_path / "ints", step=torch.tensor([3])))
     with pytest.raises(AdapterMismatch, match="nothing to compare"):
