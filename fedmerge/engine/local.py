@@ -21,9 +21,10 @@ from fedmerge.config import Config
 from fedmerge.engine.executors import Executor, Forked, InProcess, can_fork
 from fedmerge.engine.grid import LocalGrid
 from fedmerge.engine.identity import server_identity
-from fedmerge.server.observer import Observer, Silent
+from fedmerge.server.observer import Observer
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.trackers import tracked
 from fedmerge.wire.protocol import read_instruction
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,12 @@ def run_local(config: Config, observer: Observer | None = None) -> Path:
         The run's folder.
 
     Raises:
-        FedMergeError: what `fedmerge.server_app.conduct.conduct` raises.
+        FedMergeError: what `fedmerge.server_app.conduct.conduct` raises, and an unusable `run.trackers`.
     """
-    watcher = observer or Silent()
-    watcher.phase("loading base and data")
-    with serving(config) as executor:
-        conduct(config, grid_over(executor), watcher)
+    with tracked(config, observer) as watcher:
+        watcher.phase("loading base and data")
+        with serving(config) as executor:
+            conduct(config, grid_over(executor), watcher)
     return config.folder
 
 
