@@ -123,8 +123,10 @@ def make(config: Config) -> Plan:
     found = find_base(config.silo.base)
     adapter = initial_adapter(config.silo, agreed_labels(config.silo.data, cards))
     names = [card["name"] for card in cards]
-    sampled = len(sample(names, config.strategy.fraction, seed=config.run.seed, round=1))
+    asked = sample(names, config.strategy.fraction, seed=config.run.seed, round=1)
+    sampled = len(asked)
     strategies = Strategies.of(config.strategy)
+    strategies.check_names(asked)
     strategies.check_clients(sampled, quorum_of(sampled, config.strategy.quorum))
     traffic = traffic_of(adapter, sampled, config.wire.encoding, strategies.needs)
     return Plan(
