@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmerge.cli import doctor, evaluate, export, init, merge, rules, simulate
+from fedmerge.cli import add, doctor, evaluate, export, init, merge, one_shot, remove, rules, simulate
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -46,6 +46,9 @@ _add("init", "Begin", init.init)
 _add("doctor", "Begin", doctor.doctor)
 _add("rules", "Begin", rules.rules)
 _add("simulate", "Train", simulate.simulate)
+_add("one-shot", "Train", one_shot.one_shot)
+_add("add", "Runs", add.add)
+_add("remove", "Runs", remove.remove)
 _add("evaluate", "Adapters on disk", evaluate.evaluate)
 _add("merge", "Adapters on disk", merge.merge)
 _add("export", "Adapters on disk", export.export)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from fedmerge.adapters import Adapter
 from fedmerge.client_app import installed
 from fedmerge.config import Config
+from fedmerge.server.report import RoundReport
 from fedmerge.server.scores import HIGHER_IS_BETTER
 from fedmerge.server.strategy import MergeStrategy
 from fedmerge.server_app.errands import Traffic
@@ -81,13 +82,22 @@ def candidates(
     return found | {MERGED: last} | {name: baselines[name] for name in ("pooled",) if name in baselines}
 
 
+class Merging(Protocol):
+    """What merged the rounds: a strategy, or whoever else can tell of them."""
+
+    @property
+    def rounds(self) -> Sequence[RoundReport]:
+        """A report of each round."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ended:
     """A run whose candidates are scored."""
 
     config: Config
     silos: Muster
-    strategy: MergeStrategy
+    strategy: Merging
     candidates: Mapping[str, Adapter]
     scores: Scores
 
