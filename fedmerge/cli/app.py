@@ -7,7 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmerge.cli import compare, doctor, evaluate, export, init, inspect, merge, rules, simulate
+from fedmerge.cli import (
+    add,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    init,
+    inspect,
+    merge,
+    one_shot,
+    remove,
+    rules,
+    simulate,
+)
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -46,8 +59,11 @@ _add("init", "Begin", init.init)
 _add("doctor", "Begin", doctor.doctor)
 _add("rules", "Begin", rules.rules)
 _add("simulate", "Train", simulate.simulate)
+_add("one-shot", "Train", one_shot.one_shot)
 _add("compare", "Study", compare.compare)
 _add("inspect", "Study", inspect.inspect)
+_add("add", "Study", add.add)
+_add("remove", "Study", remove.remove)
 _add("evaluate", "Adapters on disk", evaluate.evaluate)
 _add("merge", "Adapters on disk", merge.merge)
 _add("export", "Adapters on disk", export.export)
