@@ -154,7 +154,7 @@ class Worker:
             for name in order.splits:
                 if not self._rows(order.silo, name):
                     continue
-                held_out = self._split(order, name)
+                held_out = self._split(order, name).spread(order.rows)
                 size = self.settings.train.evaluation_batch_size
                 found = evaluate(self._model, task, held_out, lambda: self._split(order, "train"), size)
                 scores |= {f"{candidate}/{name}/{key}": value for key, value in found.items()}

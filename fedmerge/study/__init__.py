@@ -1,0 +1,1 @@
+"""Questions asked of finished runs, and of many runs side by side."""
