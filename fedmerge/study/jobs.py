@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedmerge.adapters import Adapter
@@ -13,6 +13,7 @@ from fedmerge.adapters.checks import check_together
 from fedmerge.adapters.identity import content_names
 from fedmerge.adapters.spaces import parse_space
 from fedmerge.config import Config
+from fedmerge.errors import AdapterMismatch
 from fedmerge.study.candidates import DEFAULT_SPACE, Candidate
 from fedmerge.study.material import Material
 from fedmerge.study.recorded import RecordedRun, open_run
@@ -45,10 +46,10 @@ class Job:
 
     @property
     def reference(self) -> Candidate:
-        """The plain mean, in the space of the run where that is fit for it."""
-        space = parse_space(self.config.strategy.space)
+        """The plain mean, in the space of the run."""
         apart = self.material.received is None
-        return Candidate("fedavg()", DEFAULT_SPACE if apart else str(space))
+        space = DEFAULT_SPACE if apart else str(parse_space(self.config.strategy.space))
+        return Candidate("fedavg()", space)
 
     def key(self, rows: int, fingerprint: str, examples: Mapping[str, int]) -> str:
         """A hash of the setting: of all that a candidate's score depends on.
@@ -77,10 +78,60 @@ def job_of_run(path: Path, round: int | None = None) -> Job:
         CheckpointError: no run, no recorded deltas, no such round, or files that are damaged.
     """
     run = open_run(path)
+    material = material_of(run, round)
     return Job(
-        about={"run": str(run.path), "round": run.round(round).number},
+        about={"run": str(run.path), "round": material.round},
         config=run.config,
-        material=material_of(run, round),
+        material=material,
         folder=run.path / FOLDER,
         kept=load_adapter(run.path / "adapter", fetch=False),
+    )
+
+
+def job_of_adapters(
+    models: Sequence[str],
+    adapters: Sequence[Adapter],
+    config: Config,
+    folder: Path,
+    check_labels: Callable[[Sequence[str]], None],
+) -> Job:
+    """The sweep of adapters that lie on disk and never saw a federation.
+
+    Masks of random rules go by the adapters' contents, as in `fedmerge merge`, which gives the same merge for
+    the same rule, space and seed.
+
+    Args:
+        models: what the adapters are called.
+        adapters: as loaded; none of them received anything.
+        config: of the simulation whose rows they are scored on.
+        folder: that `sweep/` is written into.
+        check_labels: refuses labels that do not fit the adapters.
+
+    Raises:
+        AdapterMismatch: they do not belong together.
+    """
+    check_together(None, dict(zip(models, adapters, strict=True)), mixed_ranks=True)
+    named = dict(sorted(zip(content_names(adapters), adapters, strict=True)))
+    if len(named) < len(adapters):
+        raise AdapterMismatch(f"of {', '.join(models)} two hold the same values; give each adapter once")
+    return Job(
+        about={"adapters": list(models)},
+        config=config,
+        material=Material(named, dict.fromkeys(named, 1.0), seed=config.run.seed),
+        folder=folder / FOLDER,
+        check_labels=check_labels,
+    )
+
+
+def material_of(run: RecordedRun, round: int | None = None) -> Material:
+    """A round's deltas, as the run merged them."""
+    recorded = run.round(round)
+    return Material(
+        recorded.deltas,
+        recorded.weights,
+        recorded.received,
+        recorded.statistics,
+        run.config.run.seed,
+        recorded.number,
+        run.config.silo.train.device,
     )

@@ -8,8 +8,9 @@ not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from fedmerge.adapters import Adapter
 from fedmerge.errors import ConfigError, FedMergeError
@@ -24,6 +25,18 @@ BATCH = 4
 """Candidates of one message to a silo. A search depends on it, so it is no matter of the machine."""
 
 BASE, KEPT = "base", "kept"
+
+
+class Watcher(Protocol):
+    """Is told how a sweep goes on."""
+
+    def begin(self, total: int) -> None:
+        """So many candidates are to come, at most."""
+        ...
+
+    def line(self, line: Line, *, new: bool) -> None:
+        """A candidate is done; it was known from an earlier call where it is not `new`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class Sweep:
         winner: where the best adapter is written.
         settings: reference and time limit.
         standing: adapters that are no candidates, to be compared with: "base", "kept".
-        tell: is told of each line that is new to this call.
+        watcher: is told of each line.
     """
 
     material: Material
@@ -100,7 +113,7 @@ class Sweep:
     winner: Winner
     settings: SweepSettings
     standing: Mapping[str, Adapter]
-    tell: Callable[[Line], None] = lambda _: None
+    watcher: Watcher
     _lines: dict[Candidate, Line] = field(default_factory=dict)
     _sent: set[Candidate] = field(default_factory=set)
     _computed: int = 0
@@ -154,6 +167,7 @@ class Sweep:
                 continue
             if (known := self.board.known(candidate)) is not None:
                 self._lines[candidate] = known
+                self.watcher.line(known, new=False)
                 continue
             began = time.monotonic()
             try:
@@ -161,6 +175,7 @@ class Sweep:
             except (FedMergeError, RuntimeError, MemoryError) as error:  # torch's: no memory, no convergence
                 self._note(Line.failed(candidate, self.board.key, error))
             batch.seconds[candidate] = time.monotonic() - began
+            self.scorer.poll()
         return batch
 
     def _send(self, batch: _Batch) -> None:
@@ -187,7 +202,7 @@ class Sweep:
         self.board.add(line)
         self._lines[line.candidate] = line
         self._computed += 1
-        self.tell(line)
+        self.watcher.line(line, new=True)
 
     def _best(self) -> Line:
         found = ranked(self._lines.values())

@@ -12,7 +12,7 @@ from fedmerge import Adapter, Lora, load_adapter, merge
 from fedmerge.errors import ConfigError
 from fedmerge.server.scores import Summary
 from fedmerge.study.candidates import Candidate, expand, parse_templates
-from fedmerge.study.leaderboard import FILE, Leaderboard, read_lines
+from fedmerge.study.leaderboard import FILE, Leaderboard, Line, read_lines
 from fedmerge.study.material import Material
 from fedmerge.study.scoring import Scored
 from fedmerge.study.search import Grid, Search, SearchSettings
@@ -60,6 +60,9 @@ class Lengths:
         assert self._begun is None, "one batch at a time"
         self._begun = adapters
 
+    def poll(self) -> None:
+        pass
+
     def finish(self) -> dict[str, Scored]:
         assert self._begun is not None
         if len(self.asked) >= self.stop_after:
@@ -76,13 +79,21 @@ class Lengths:
         return Scored(Summary("loss", silos, value + 0.1, value + 0.1, value + 0.2), dict.fromkeys(silos, 5.0))
 
 
+class Silent:
+    def begin(self, total: int) -> None:
+        pass
+
+    def line(self, line: Line, *, new: bool) -> None:
+        pass
+
+
 def swept(folder: Path, source, scorer=None, key: str = "key", **settings: float) -> tuple[Swept, Lengths]:
     scorer = scorer or Lengths()
     board = Leaderboard(folder, key)
     try:
         sweep = Sweep(
             material(), scorer, board, Winner(folder, "base", "CAUSAL_LM", {"task": "causal-lm"}),
-            SweepSettings(REFERENCE, **settings), {"base": adapter(9)},
+            SweepSettings(REFERENCE, **settings), {"base": adapter(9)}, Silent(),
         )  # fmt: skip
         return sweep.run(source), scorer
     finally:
