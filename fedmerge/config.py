@@ -36,7 +36,7 @@ Scalar = str | int | float | bool
 Flat = dict[str, Scalar]
 
 KEEP = ("best", "last")
-BASELINES = ("alone", "pooled")
+BASELINES = ("alone", "pooled", "centroids")
 FOLLOW_RUN = -1  # data.seed: as run.seed
 
 
@@ -51,6 +51,7 @@ class RunSettings:
     record: bool
     keep: str
     baselines: tuple[str, ...]
+    trackers: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -220,10 +221,13 @@ def read_config(flat: Mapping[str, Scalar]) -> Config:
             partition that can't be read.
     """
     full = defaults() | {key: _checked(key, value, "run-config") for key, value in flat.items()}
-    baselines = str(full["run.baselines"]).split(",")
-    run = RunSettings(
-        **_section(full, "run") | {"baselines": tuple(filter(None, (name.strip() for name in baselines)))}
-    )
+    lists = {name: _names(full[f"run.{name}"]) for name in ("baselines", "trackers")}
+    run = RunSettings(**_section(full, "run") | lists)
+    if "centroids" in run.baselines and full["task.kind"] != "classification":
+        raise ConfigError(
+            "run.baselines: 'centroids' are means of classes, "
+            f"and task.kind = {full['task.kind']!r} has none; leave it out"
+        )
     return Config(
         run=run,
         engine=EngineSettings(**_section(full, "engine")),
@@ -263,6 +267,11 @@ def _strategy(full: Flat) -> StrategySettings:
     except FedMergeError as error:
         raise ConfigError(f"[strategy]: {error}") from None
     return settings
+
+
+def _names(text: Scalar) -> tuple[str, ...]:
+    """The names in "a, b", each once."""
+    return tuple(dict.fromkeys(filter(None, (name.strip() for name in str(text).split(",")))))
 
 
 def _section(flat: Flat, table: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@
                          statistics/<silo>.fisher.safetensors
     adapter/             the final adapter in PEFT's format
     result.json          the scores
+    tensorboard/, mlflow/  what the trackers of those names write
 
 Each state.json has the hashes of its round's files and of the state.json of the round before.
 """
@@ -30,8 +31,8 @@ from fedmerge.errors import CheckpointError
 from fedmerge.server import storage
 from fedmerge.wire.files import save_adapter
 
-NOT_IDENTITY = ("run.output", "run.name", "engine.")
-"""Keys that say where a run is written and how fast it is computed, but not what it computes."""
+NOT_IDENTITY = ("run.output", "run.name", "run.trackers", "engine.")
+"""Keys that say where a run is written and shown and how fast it is computed, but not what it computes."""
 
 _OURS = (
     "config.toml",
@@ -41,6 +42,8 @@ _OURS = (
     "result.json",
     "rounds",
     "adapter",
+    "tensorboard",
+    "mlflow",
 )
 
 

@@ -1,1 +1,1 @@
-"""Questions asked of finished runs, and of many runs side by side."""
+"""Studies: which rule, which knobs, is it worth it, and why. They conduct runs; no run knows of them."""

@@ -79,6 +79,8 @@ class Instruction:
         rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
+        head: another head to score with, "centroid"; "" is the task's own.
+        outcomes: whether scores come with what each row contributed to them; only simulations answer that.
     """
 
     round: int = 0
@@ -93,6 +95,8 @@ class Instruction:
     rows: int = 0
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    head: str = ""
+    outcomes: bool = False
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -105,6 +109,8 @@ class Instruction:
         record["splits"], record["rows"] = ",".join(self.splits), self.rows
         record["labels"] = json.dumps(list(self.labels)) if self.labels else ""
         record["statistics"] = ",".join(self.statistics)
+        if self.head or self.outcomes:
+            record["head"], record["outcomes"] = self.head, self.outcomes
         return record
 
     @classmethod
@@ -128,6 +134,8 @@ class Instruction:
             rows=read(config, "rows", int, 0),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
+            head=read(config, "head", str, ""),
+            outcomes=read(config, "outcomes", bool, False),
         )
 
 
@@ -184,7 +192,7 @@ def reply_content(
     delta: Mapping[str, Tensor] | None,
     examples: int,
     *,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float | list[float]] | None = None,
     sender: Sender | None = None,
     encoding: str = "exact",
     statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
