@@ -20,6 +20,7 @@ from fedmerge.cli import (
     remove,
     rules,
     simulate,
+    sweep,
 )
 from fedmerge.cli.manner import Command
 
@@ -61,6 +62,7 @@ _add("rules", "Begin", rules.rules)
 _add("simulate", "Train", simulate.simulate)
 _add("one-shot", "Train", one_shot.one_shot)
 _add("compare", "Study", compare.compare)
+_add("sweep", "Study", sweep.sweep)
 _add("inspect", "Study", inspect.inspect)
 _add("add", "Study", add.add)
 _add("remove", "Study", remove.remove)
