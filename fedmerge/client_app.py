@@ -97,6 +97,8 @@ class Station:
             labels=instruction.labels,
             deadline_seconds=instruction.deadline_seconds,
             statistics=instruction.statistics,
+            head=instruction.head,
+            outcomes=instruction.outcomes and self.shared,  # rows are a silo's own in a deployment
         )
 
     def adapter(self, record: ArrayRecord) -> Adapter:

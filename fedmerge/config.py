@@ -36,7 +36,7 @@ Scalar = str | int | float | bool
 Flat = dict[str, Scalar]
 
 KEEP = ("best", "last")
-BASELINES = ("alone", "pooled")
+BASELINES = ("alone", "pooled", "centroids")
 FOLLOW_RUN = -1  # data.seed: as run.seed
 
 
@@ -223,6 +223,11 @@ def read_config(flat: Mapping[str, Scalar]) -> Config:
     full = defaults() | {key: _checked(key, value, "run-config") for key, value in flat.items()}
     lists = {name: _names(full[f"run.{name}"]) for name in ("baselines", "trackers")}
     run = RunSettings(**_section(full, "run") | lists)
+    if "centroids" in run.baselines and full["task.kind"] != "classification":
+        raise ConfigError(
+            "run.baselines: 'centroids' are means of classes, "
+            f"and task.kind = {full['task.kind']!r} has none; leave it out"
+        )
     return Config(
         run=run,
         engine=EngineSettings(**_section(full, "engine")),

@@ -47,18 +47,29 @@ def run_local(config: Config, observer: Observer | None = None) -> Path:
     Raises:
         FedMergeError: what `fedmerge.server_app.conduct.conduct` raises, and an unusable `run.trackers`.
     """
-    with tracked(config, observer) as watcher, _one_thread(), _quiet_flower():
+    with tracked(config, observer) as watcher:
         watcher.phase("loading base and data")
-        _conduct(config, watcher)
+        with serving(config) as executor:
+            conduct(config, grid_over(executor), watcher)
     return config.folder
 
 
-def _conduct(config: Config, watcher: Observer) -> None:
-    with _executor(config) as executor, server_identity(RUN_ID):
-        grid = StreamingGrid(
-            LocalGrid(executor, [NODE], RUN_ID), longest_pause_seconds=_LONGEST_PAUSE_SECONDS
-        )
-        conduct(config, grid, watcher)
+@contextmanager
+def serving(config: Config) -> Iterator[Executor]:
+    """An executor whose workers hold the base and all silos of a simulation, for as long as one is inside.
+
+    What a run-config says of the strategy has no part in it: runs that differ in nothing else can share one.
+
+    Raises:
+        ConfigError: a base or data set that can't be used.
+    """
+    with _one_thread(), _quiet_flower(), _executor(config) as executor, server_identity(RUN_ID):
+        yield executor
+
+
+def grid_over(executor: Executor) -> StreamingGrid:
+    """A grid of one node, whose messages an executor answers."""
+    return StreamingGrid(LocalGrid(executor, [NODE], RUN_ID), longest_pause_seconds=_LONGEST_PAUSE_SECONDS)
 
 
 def workers(config: Config, silos: int, device: str) -> int:

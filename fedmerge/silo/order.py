@@ -24,6 +24,9 @@ class Order:
         labels: the labels that all silos agreed on; empty where the task has none.
         deadline_seconds: training stops so many seconds after the order's start; 0 is without limit.
         statistics: what is measured of the trained adapter, "fisher" or "gram", for the server's rule.
+        head: another head to score with, "centroid" (class means of all silos' training rows here); "" is
+            the task's own.
+        outcomes: whether scores come with what each held-out row contributed to them.
     """
 
     silo: str
@@ -36,6 +39,8 @@ class Order:
     labels: tuple[str, ...] = ()
     deadline_seconds: float = 0.0
     statistics: tuple[str, ...] = ()
+    head: str = ""
+    outcomes: bool = False
 
     @property
     def place(self) -> str:

@@ -25,6 +25,7 @@ from fedmerge.silo.settings import SiloSettings
 from fedmerge.silo.split import Split
 from fedmerge.silo.statistics import Measured, measure
 from fedmerge.silo.tasks import Task, task_class
+from fedmerge.silo.tasks.task import Scored
 from fedmerge.silo.training import autocast_dtype, fit
 
 __all__ = ["POOLED", "Order", "Trained", "Worker"]
@@ -112,24 +113,26 @@ class Worker:
         began = time.monotonic()
         with self._lock:
             order = self._begin(order)
-            scores = self._scores({"received": broadcast}, order)
+            scores = self._scores({"received": broadcast}, replace(order, outcomes=False))
             write_adapter(self._model, broadcast, self._head(order))
             task, rows = self._task(order.labels), self._split(order, "train")
             result = fit(self._model, task, rows, self.settings.train, order, began=began)
             delta = difference(read_adapter(self._model), broadcast)
             measured = Measured(self._model, task, rows, self.settings.train, order, began)
             statistics = measure(measured) if order.statistics else {}
-        metrics = scores | {"steps": float(result.steps), "seconds": time.monotonic() - began}
+        metrics = {name: value for name, value in scores.items() if isinstance(value, float)}
+        metrics |= {"steps": float(result.steps), "seconds": time.monotonic() - began}
         if result.steps:
             metrics["train_loss"] = result.loss
         logger.info("%s: %d steps in %.1f s", order.place, result.steps, metrics["seconds"])
         return Trained(delta, len(self._rows(order.silo, "train")), metrics, statistics)
 
-    def evaluate(self, candidates: Mapping[str, Adapter], order: Order) -> dict[str, float]:
+    def evaluate(self, candidates: Mapping[str, Adapter], order: Order) -> Scored:
         """Scores of several adapters on the silo's held-out splits.
 
         Returns:
-            "<candidate>/<split>/<name>" -> value; a split without rows has no scores.
+            "<candidate>/<split>/<name>" -> value; a split without rows has no scores. Lists where the order
+            asks for outcomes and the task has them.
 
         Raises:
             ConfigError: unknown silo or unfit rows.
@@ -146,9 +149,11 @@ class Worker:
         torch.set_num_threads(self.settings.train.threads)
         return order
 
-    def _scores(self, candidates: Mapping[str, Adapter], order: Order) -> dict[str, float]:
-        task = self._task(order.labels)
-        scores: dict[str, float] = {}
+    def _scores(self, candidates: Mapping[str, Adapter], order: Order) -> Scored:
+        task = self._task(order.labels, order.head)
+        # Another head is a reference for all silos alike: what it is made of are the rows of all.
+        reference = replace(order, silo=POOLED) if order.head and len(self._silos) > 1 else order
+        scores: Scored = {}
         for candidate, adapter in candidates.items():
             write_adapter(self._model, adapter, self._head(order))
             for name in order.splits:
@@ -156,8 +161,12 @@ class Worker:
                     continue
                 held_out = self._split(order, name)
                 size = self.settings.train.evaluation_batch_size
-                found = evaluate(self._model, task, held_out, lambda: self._split(order, "train"), size)
-                scores |= {f"{candidate}/{name}/{key}": value for key, value in found.items()}
+                found = evaluate(self._model, task, held_out, lambda: self._split(reference, "train"), size)
+                scores |= {
+                    f"{candidate}/{name}/{key}": value
+                    for key, value in found.items()
+                    if order.outcomes or not isinstance(value, list)
+                }
         return scores
 
     @cached_property
@@ -171,12 +180,13 @@ class Worker:
             )
         return AdaptedModel(base, settings, autocast_dtype(settings.train.autocast, self._device))
 
-    def _task(self, labels: tuple[str, ...]) -> Task:
-        if labels not in self._tasks:
-            task = self._task_class(self.settings, self._tokenizer, labels)
+    def _task(self, labels: tuple[str, ...], head: str = "") -> Task:
+        key = (head, *labels)
+        if key not in self._tasks:
+            task = self._task_class(with_head(self.settings, head), self._tokenizer, labels)
             task.prepare(self._model)
-            self._tasks[labels] = task
-        return self._tasks[labels]
+            self._tasks[key] = task
+        return self._tasks[key]
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -231,6 +241,11 @@ class Worker:
             "test": len(silo.test),
             "labels": labels_of(rows, column) if column else None,
         }
+
+
+def with_head(settings: SiloSettings, head: str) -> SiloSettings:
+    """The settings with another `task.head`; "" leaves it."""
+    return replace(settings, task=replace(settings.task, head=head)) if head else settings
 
 
 def difference(trained: Adapter, received: Adapter) -> Adapter:
