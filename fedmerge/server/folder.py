@@ -11,7 +11,7 @@
                          statistics/<silo>.fisher.safetensors
     adapter/             the final adapter in PEFT's format
     result.json          the scores
-    tensorboard/, mlflow/  what the trackers of those names write
+    tensorboard/, mlflow/  what the trackers of those names write; MLflow keeps the runs before, too
 
 Each state.json has the hashes of its round's files and of the state.json of the round before.
 """
@@ -42,8 +42,7 @@ _OURS = (
     "result.json",
     "rounds",
     "adapter",
-    "tensorboard",
-    "mlflow",
+    "tensorboard",  # not mlflow/: that is a database of runs, and this process may have it open
 )
 
 

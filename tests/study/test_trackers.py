@@ -100,14 +100,15 @@ def runs_of(folder: Path) -> list:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
-    return client.search_runs([each.experiment_id for each in client.search_experiments()])
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    return client.search_runs(experiments, order_by=["attributes.start_time ASC"])
 
 
 def histories(folder: Path, name: str) -> list[tuple[int, float]]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
-    (run,) = runs_of(folder)
+    run = runs_of(folder)[0]
     return sorted((each.step, each.value) for each in client.get_metric_history(run.info.run_id, name))
 
 
@@ -157,7 +158,7 @@ def test_tensorboard_reads_texts_and_hyperparameters(events):
 
 
 def test_mlflow_reads_parameters_scores_and_tags(told):
-    (run,) = runs_of(told)
+    run = runs_of(told)[0]
     assert run.info.status == "FINISHED" and run.info.run_name == told.name
     assert run.data.params == {
         key: str(value) for key, value in config_of(told, run__trackers=BOTH).flat.items()
@@ -171,6 +172,13 @@ def test_mlflow_reads_parameters_scores_and_tags(told):
     }
     assert histories(told, "received/accuracy/mean") == [(1, 0.5), (2, 0.75)]
     assert histories(told, "bytes/up") == [(1, 1000), (2, 2000)]
+
+
+def test_a_second_run_in_the_same_folder_is_another_run_of_mlflow(told, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with tracked(config_of(told, run__trackers="mlflow")) as observer:
+        tell_all(observer)
+    assert [run.data.metrics["kept"] for run in runs_of(told)] == [0.75, 0.75]
 
 
 def test_nothing_lies_outside_of_the_trackers_folders_and_no_thread_is_left(told):
