@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import threading
+import warnings
 from importlib import util
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -96,20 +97,24 @@ def events(told):
     return EventAccumulator(str(told / "tensorboard")).Reload()
 
 
-def runs_of(folder: Path) -> list:
+def reader(folder: Path):
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a third party's own deprecations
+        return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+
+
+def runs_of(folder: Path) -> list:
+    client = reader(folder)
     experiments = [each.experiment_id for each in client.search_experiments()]
     return client.search_runs(experiments, order_by=["attributes.start_time ASC"])
 
 
 def histories(folder: Path, name: str) -> list[tuple[int, float]]:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
     run = runs_of(folder)[0]
-    return sorted((each.step, each.value) for each in client.get_metric_history(run.info.run_id, name))
+    history = reader(folder).get_metric_history(run.info.run_id, name)
+    return sorted((each.step, each.value) for each in history)
 
 
 def test_a_round_in_numbers():
