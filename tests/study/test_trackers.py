@@ -126,6 +126,13 @@ def test_a_round_in_numbers():
     assert figures["merge/discarded"] == 0.125
 
 
+def test_shadows_of_a_round_in_numbers():
+    shadows = {"merged": {"metric": "accuracy", "mean": 0.5, "worst": 0.25}, "ties()": {"error": "no rows"}}
+    figures = round_figures(report(1, 0.5) | {"shadows": shadows})
+    assert {name for name in figures if name.startswith("shadow/")} == {"shadow/accuracy/mean/merged"}
+    assert figures["shadow/accuracy/mean/merged"] == 0.5
+
+
 def test_a_round_that_failed_has_numbers_too():
     failed = report(1, 0.5) | {"received": None, "merge": None, "admitted": {}, "seconds": {}}
     assert set(round_figures(failed)) == {
