@@ -123,13 +123,17 @@ class RunFolder:
         folder.mkdir()
         lines = [
             {
-                "candidate": f"ties(density={0.05 * (n + 1):.2f}) @ product()", "mean": 0.74 - 0.001 * n, "worst": 0.7,
-                "split": "validation", "metric": "accuracy", "seconds": 1.5,
+                "candidate": f"ties(density={0.05 * (n + 1):.2f}) @ product()",
+                "mean": 0.74 - 0.001 * n,
+                "worst": 0.7,
+                "split": "validation",
+                "metric": "accuracy",
+                "seconds": 1.5,
             }
             if n != 2
             else {"candidate": "krum() @ product()", "error": "needs 5 deltas"}
             for n in range(candidates)
-        ]  # fmt: skip
+        ]
         (folder / "leaderboard.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
         best = lines[0]["candidate"]
         self.put("sweep/result.json", {"best": best, "test": {"base": {"mean": 0.5}, best: {"mean": 0.77}}})
@@ -152,24 +156,35 @@ class RunFolder:
         self.put(
             "geometry.json",
             {
-                "names": list(self.silos), "in_products": True, "layers": layers, "cosines": cosines,
-                "influence": [1 / count] * count, "leader": self.silos[0],
+                "names": list(self.silos),
+                "in_products": True,
+                "layers": layers,
+                "cosines": cosines,
+                "influence": [1 / count] * count,
+                "leader": self.silos[0],
                 "conflict": {"before": 0.6, "after": 0.35, "density": 0.2},
                 "lines": [
                     {
-                        "from": "base", "to": silo, "at": ways, "loss": [2 - at + 0.3 * n * at * (1 - at) for at in ways],
-                        "score": ways, "metric": "accuracy", "barrier": 0.02 * n,
+                        "from": "base",
+                        "to": silo,
+                        "at": ways,
+                        "loss": [2 - at + 0.3 * n * at * (1 - at) for at in ways],
+                        "score": ways,
+                        "metric": "accuracy",
+                        "barrier": 0.02 * n,
                     }
                     for n, silo in enumerate(self.silos[:4])
                 ],
                 "plane": {
-                    "corners": ["base", *self.silos[:2]], "x": axis, "y": axis,
+                    "corners": ["base", *self.silos[:2]],
+                    "x": axis,
+                    "y": axis,
                     "loss": [[(x - 0.5) ** 2 + (y - 0.5) ** 2 for x in axis] for y in axis],
                     "points": {"base": [0, 0], self.silos[0]: [1, 0], self.silos[1]: [0, 1]},
                 },
                 "sentences": ["The updates point in much the same direction."],
             },
-        )  # fmt: skip
+        )
 
 
 def write_comparison(folder: Path, **changes: Any) -> Path:
@@ -182,11 +197,22 @@ def write_comparison(folder: Path, **changes: Any) -> Path:
         row("dare", "strategy", 0.695, {"mean": -0.005, "low": -0.02, "high": 0.01, "verdict": "tie"}),
     ]
     value = {
-        "kind": "compare", "name": "made-up", "simulation": "s.toml", "command": "fedmerge compare s.toml ties dare",
-        "metric": "accuracy", "higher_is_better": True, "split": "test", "seeds": [0, 1, 2], "silos": list(SILOS),
-        "reference": "fedavg", "tuned": None, "machine": "2 cores", "seconds": 60.0, "rows": rows,
+        "kind": "compare",
+        "name": "made-up",
+        "simulation": "s.toml",
+        "command": "fedmerge compare s.toml ties dare",
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "split": "test",
+        "seeds": [0, 1, 2],
+        "silos": list(SILOS),
+        "reference": "fedavg",
+        "tuned": None,
+        "machine": "2 cores",
+        "seconds": 60.0,
+        "rows": rows,
         "notes": ["Intervals are Student's t over seeds."],
-    }  # fmt: skip
+    }
     (folder / "compare.json").write_text(json.dumps(value | changes), encoding="utf-8")
     return folder
 
@@ -194,8 +220,19 @@ def write_comparison(folder: Path, **changes: Any) -> Path:
 def row(name: str, kind: str, mean: float, difference: dict[str, Any] | None) -> dict[str, Any]:
     """A row of compare.json."""
     return {
-        "name": name, "kind": kind, "rule": f"{name}()", "space": "product()", "knob": None, "mean": mean,
-        "spread": 0.01, "worst": mean - 0.1, "worst_silo": "west", "silos": dict.fromkeys(SILOS, mean),
-        "by_seed": [mean - 0.01, mean, mean + 0.01], "bytes_up": 1e6, "bytes_down": 2e6, "seconds": 20.0,
+        "name": name,
+        "kind": kind,
+        "rule": f"{name}()",
+        "space": "product()",
+        "knob": None,
+        "mean": mean,
+        "spread": 0.01,
+        "worst": mean - 0.1,
+        "worst_silo": "west",
+        "silos": dict.fromkeys(SILOS, mean),
+        "by_seed": [mean - 0.01, mean, mean + 0.01],
+        "bytes_up": 1e6,
+        "bytes_down": 2e6,
+        "seconds": 20.0,
         "difference": difference,
-    }  # fmt: skip
+    }

@@ -61,7 +61,7 @@ def page_of(sources: Sources) -> Page:
         title=title_of(groups, sources.comparisons),
         about=about(groups, sources.comparisons),
         headline=headline_of(groups, sources.comparisons),
-        opening=opening(groups),
+        opening=opening(groups, sources.comparisons),
         sections=tuple(section for section in _sections(groups, sources.comparisons) if section.blocks),
     )
 

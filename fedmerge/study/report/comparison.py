@@ -47,8 +47,8 @@ def _picture(study: Comparison) -> Block:
         f"Difference to {study.reference} ({_metric(study)}), paired by seed, with its interval; an open "
         "mark is a tie, whose interval contains no difference.",
     )
-    arrow = "better →" if study.higher else "← better"
-    return dot_plot(dots, Axis(f"difference to {study.reference}   {arrow}", mark=0.0), words)
+    arrow = "(better →)" if study.higher else "(← better)"
+    return dot_plot(dots, Axis(f"difference to {study.reference} {arrow}", mark=0.0), words)
 
 
 def _interval(row: Compared) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 Cell = str | float | int | None
+WIDE, NARROW = 720, 360
+"""Widths of a picture: for a page, and for a phone."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as SVG, drawn for a page's width and again for a phone's.
+    """A picture, drawn when it is asked for.
 
     Args:
-        wide: SVG for 720 pixels.
-        narrow: SVG for 360 pixels.
+        draw: its SVG for a width in pixels, WIDE or NARROW.
         alternative: what it shows, in words, for who can't see it.
         caption: how to read it.
     """
 
-    wide: str
-    narrow: str
+    draw: Callable[[int], str]
     alternative: str
     caption: str
 

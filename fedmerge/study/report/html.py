@@ -9,6 +9,8 @@ from pathlib import Path
 
 import fedmerge
 from fedmerge.study.report.document import (
+    NARROW,
+    WIDE,
     Block,
     Code,
     Column,
@@ -126,7 +128,7 @@ def _figure(figure: Figure) -> str:
     label = f'<svg role="img" aria-label="{_text(figure.alternative)}" '
     drawings = "".join(
         svg.replace("<svg ", f'{label}class="{name}" ', 1)
-        for name, svg in (("wide", figure.wide), ("narrow", figure.narrow))
+        for name, svg in (("wide", figure.draw(WIDE)), ("narrow", figure.draw(NARROW)))
     )
     return f"<figure>{drawings}<figcaption>{_text(figure.caption)}</figcaption></figure>"
 

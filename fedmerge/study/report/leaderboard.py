@@ -65,7 +65,7 @@ def _picture(scored: list[Swept], metric: str, higher: bool) -> Block:
         f"{best} by mean {metric}: {listing}.",
         f"{best}: mean {metric} on {drawn[0].split} rows; lines reach to the worst silo.",
     )
-    return dot_plot(dots, Axis(f"{metric}   {'better →' if higher else '← better'}"), words)
+    return dot_plot(dots, Axis(f"{metric} {'(better →)' if higher else '(← better)'}"), words)
 
 
 def _table(scored: list[Swept], metric: str, higher: bool) -> Table:

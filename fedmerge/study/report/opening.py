@@ -80,16 +80,45 @@ def comparison_headline(study: Comparison) -> str:
         verdict: [row.name for row in rivals if row.difference and row.difference.verdict == verdict]
         for verdict in ("better", "worse", "tie")
     }
-    said = {"better": "better: {}", "tie": "a tie: {}", "worse": "worse: {}"}
-    parts = [phrase.format(listed(by[verdict], 4)) for verdict, phrase in said.items() if by[verdict]]
-    return f"In {metric}, beside {study.reference}: {'; '.join(parts)}."
+    than, parts = study.reference, []
+    for verdict, one, many in (
+        ("better", "is better than", "are better than"),
+        ("tie", "ties with", "tie with"),
+        ("worse", "is worse than", "are worse than"),
+    ):
+        if names := by[verdict]:
+            parts.append(f"{listed(names, 4)} {one if len(names) == 1 else many} {than}")
+            than = "it"
+    return f"{'; '.join(parts)} ({metric}, {count(len(study.seeds), 'seed')})."
 
 
-def opening(groups: Sequence[Group]) -> tuple[Block, ...]:
+def opening(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> tuple[Block, ...]:
     """What stands below the headline."""
+    if not groups:
+        return (Facts(tuple(_compared(comparisons[0]))),) if len(comparisons) == 1 else ()
     if len(groups) == 1:
         return _single(groups[0])
-    return (overview(groups),) if groups else ()
+    return (overview(groups),)
+
+
+def _compared(study: Comparison) -> list[tuple[str, str, str]]:
+    """The reference, the best strategy and the best baseline of a comparison."""
+    sign, metric = 1.0 if study.higher else -1.0, study.metric.replace("_", " ")
+    rows = [row for row in study.rows if row.mean is not None]
+    strategies = [row for row in rows if row.kind == "strategy"]
+    chosen = {
+        "best strategy": strategies,
+        "reference": [row for row in rows if row.name == study.reference],
+        "best baseline": [row for row in rows if row.kind == "baseline" and row.name != POOLED],
+        "pooled": [row for row in rows if row.name == POOLED],
+    }
+    entries = []
+    for title, found in chosen.items():
+        if found:
+            row = max(found, key=lambda row: sign * (row.mean or 0.0))
+            margin = "" if row.spread is None else f", ± {number(row.spread)} over seeds"
+            entries.append((title, number(row.mean), f"{row.name}: {metric}{margin}"))
+    return entries
 
 
 def _single(group: Group) -> tuple[Block, ...]:
@@ -109,7 +138,7 @@ def _facts(group: Group) -> list[tuple[str, str, str]]:
         if deviation is None
         else f"± {number(deviation)} over {count(len(group.results), 'seed')}"
     )
-    entries = [("merged", number(group.mean(KEPT)), remark)]
+    entries = [("merged", number(group.mean(KEPT)), f"{group.metric}, {remark}")]
     name = trivial(group)
     if BASE in group.candidates():
         entries.append(("base", number(group.mean(BASE)), "before any training"))

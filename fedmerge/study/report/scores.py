@@ -50,8 +50,8 @@ def _picture(group: Group, names: list[str]) -> Block:
         f"Mean {group.metric} over the silos' {group.split} rows ({group.direction}), best first; "
         f"lines reach {reach}.",
     )
-    arrow = "better →" if group.higher else "← better"
-    return dot_plot(dots, Axis(f"{group.metric}   {arrow}"), words)
+    arrow = "(better →)" if group.higher else "(← better)"
+    return dot_plot(dots, Axis(f"{group.metric} {arrow}"), words)
 
 
 def _dot(group: Group, name: str) -> Dot:

@@ -53,7 +53,8 @@ def headline(group: Group) -> str:
     kept = group.mean(KEPT)
     if kept is None:
         return unfinished(group)
-    reached = f"{number(kept)}{_margin(group.spread(KEPT))} {group.metric}"
+    unit = group.metric if " per " in group.metric else f"in {group.metric}"
+    reached = f"{number(kept)}{_margin(group.spread(KEPT))} {unit}"
     name = trivial(group)
     gain = gain_over(group, name) if name else None
     if gain is None:
@@ -133,7 +134,8 @@ class Duel:
         if not self.losers:
             return f"{text}; it loses nowhere."
         worst = self.losers[0]
-        return f"{text}; it loses at {listed(self.losers)} (most at {worst}: {self.gains[worst]:+.3f})."
+        most = "" if len(self.losers) == 1 else f"most at {worst}: "
+        return f"{text}; it loses at {listed(self.losers)} ({most}{self.gains[worst]:+.3f})."
 
 
 def duel(group: Group) -> Duel | None:

@@ -17,10 +17,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 
-from fedmerge.study.report.document import Figure
+from fedmerge.study.report.document import NARROW, WIDE, Figure
 from fedmerge.study.report.plots.svg import PALETTE, cleaned
 
-WIDE, NARROW = 720, 360
 _POINTS_PER_INCH = 72
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "fedmerge",
@@ -95,7 +94,7 @@ class Words:
 
 
 def drawn(paint: Callable[[Canvas], None], height: int, words: Words, narrow_height: int = 0) -> Figure:
-    """Draw a picture for both widths.
+    """A picture for both widths.
 
     Args:
         paint: draws on a canvas.
@@ -106,8 +105,11 @@ def drawn(paint: Callable[[Canvas], None], height: int, words: Words, narrow_hei
     Returns:
         The picture; the same data give the same bytes.
     """
-    wide, narrow = _svg(paint, WIDE, height), _svg(paint, NARROW, narrow_height or height)
-    return Figure(wide, narrow, words.alternative, words.caption)
+
+    def draw(width: int) -> str:
+        return _svg(paint, width, (narrow_height or height) if width == NARROW else height)
+
+    return Figure(draw, words.alternative, words.caption)
 
 
 def _svg(paint: Callable[[Canvas], None], width: int, height: int) -> str:

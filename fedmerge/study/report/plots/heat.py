@@ -86,8 +86,12 @@ def _labels(canvas: Canvas, axes: Axes, columns: Sequence[str], rows: Sequence[s
         side.set_visible(False)
     every = -(-len(columns) // (12 if canvas.narrow else _MOST_LABELS // 2))
     places = list(range(0, len(columns), every))
+    short = len(columns) <= (4 if canvas.narrow else 8) and max(map(len, columns)) <= 10
     axes.set_xticks(
-        places, [canvas.name(columns[place])[:14] for place in places], rotation=90, color=colour("ink")
+        places,
+        [canvas.name(columns[place])[:14] for place in places],
+        rotation=0 if short else 90,
+        color=colour("ink"),
     )
     every = -(-len(rows) // _MOST_LABELS)
     places = list(range(0, len(rows), every))
