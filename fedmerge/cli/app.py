@@ -18,6 +18,7 @@ from fedmerge.cli import (
     merge,
     one_shot,
     remove,
+    report,
     rules,
     simulate,
     sweep,
@@ -64,6 +65,7 @@ _add("one-shot", "Train", one_shot.one_shot)
 _add("compare", "Study", compare.compare)
 _add("sweep", "Study", sweep.sweep)
 _add("inspect", "Study", inspect.inspect)
+_add("report", "Study", report.report)
 _add("add", "Study", add.add)
 _add("remove", "Study", remove.remove)
 _add("evaluate", "Adapters on disk", evaluate.evaluate)
