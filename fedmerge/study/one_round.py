@@ -19,6 +19,7 @@ from fedmerge.adapters.statistics import Statistics
 from fedmerge.config import Config
 from fedmerge.errors import ConfigError
 from fedmerge.rules.statistics import needs_of
+from fedmerge.server.counterfactuals import shadowed
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.guard import Admitted
 from fedmerge.server.merging import Closed, Merger
@@ -201,7 +202,9 @@ class OneRound:
         folder.write_round(1, merged, optimizer=merger.state, state={"silos": silos})
         self.reports.append(report)
         told.round_closed(report.to_dict())
-        return merged, {f"shadow/{name}": adapter for name, adapter in merger.shadows(closed).items()}
+        return merged, {
+            f"shadow/{name}": adapter for name, adapter in shadowed(merger, closed).adapters.items()
+        }
 
 
 def score(bench: Bench, candidates: Mapping[str, Adapter]) -> Scores:
