@@ -105,6 +105,8 @@ class Station:
             deadline_seconds=instruction.deadline_seconds,
             statistics=instruction.statistics,
             run=instruction.run,
+            head=instruction.head,
+            outcomes=instruction.outcomes and self.shared,  # rows are a silo's own in a deployment
         )
 
     def adapter(self, record: ArrayRecord) -> Adapter:

@@ -36,7 +36,7 @@ Scalar = str | int | float | bool
 Flat = dict[str, Scalar]
 
 KEEP = ("best", "last")
-BASELINES = ("alone", "pooled")
+BASELINES = ("alone", "pooled", "centroids")
 FOLLOW_RUN = -1  # data.seed: as run.seed
 
 
@@ -51,6 +51,7 @@ class RunSettings:
     record: bool
     keep: str
     baselines: tuple[str, ...]
+    trackers: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -220,16 +221,18 @@ def read_config(flat: Mapping[str, Scalar]) -> Config:
             partition that can't be read.
     """
     full = defaults() | {key: _checked(key, value, "run-config") for key, value in flat.items()}
-    baselines = str(full["run.baselines"]).split(",")
-    run = RunSettings(
-        **_section(full, "run") | {"baselines": tuple(filter(None, (name.strip() for name in baselines)))}
-    )
-    silo = _silo(full, run.seed)
+    lists = {name: _names(full[f"run.{name}"]) for name in ("baselines", "trackers")}
+    run = RunSettings(**_section(full, "run") | lists)
+    if "centroids" in run.baselines and full["task.kind"] != "classification":
+        raise ConfigError(
+            "run.baselines: 'centroids' are means of classes, "
+            f"and task.kind = {full['task.kind']!r} has none; leave it out"
+        )
     return Config(
         run=run,
         engine=EngineSettings(**_section(full, "engine")),
-        silo=silo,
-        strategy=_strategy(full, silo.lora),
+        silo=_silo(full, run.seed),
+        strategy=_strategy(full),
         wire=WireSettings(**_section(full, "wire")),
         flat=full,
     )
@@ -241,9 +244,7 @@ def _silo(full: Flat, seed: int) -> SiloSettings:
         data["seed"] = seed
     train = TrainSettings(**_section(full, "train"))
     if not (train.epochs or train.steps):
-        raise ConfigError(
-            "train.epochs and train.steps are both 0: a round would train nothing; set one of them"
-        )
+        raise ConfigError("train.epochs and train.steps are both 0: a round would train nothing; set one")
     settings = SiloSettings(
         base=BaseSettings(**_section(full, "base")),
         lora=LoraSettings(**_section(full, "lora")),
@@ -257,16 +258,20 @@ def _silo(full: Flat, seed: int) -> SiloSettings:
     return settings
 
 
-def _strategy(full: Flat, lora: LoraSettings) -> StrategySettings:
+def _strategy(full: Flat) -> StrategySettings:
     settings = StrategySettings(**_section(full, "strategy"))
     try:
         plan = Plan.of(settings)
         plan.check_rounds(int(full["run.rounds"]))
-        if {"A", "B"}.intersection(lora.private_parts):
-            plan.check_halves(lora.private)
+        plan.check_private(str(full["lora.private"]))
     except FedMergeError as error:
         raise ConfigError(f"[strategy]: {error}") from None
     return settings
+
+
+def _names(text: Scalar) -> tuple[str, ...]:
+    """The names in "a, b", each once."""
+    return tuple(dict.fromkeys(filter(None, (name.strip() for name in str(text).split(",")))))
 
 
 def _section(flat: Flat, table: str) -> dict[str, Any]:

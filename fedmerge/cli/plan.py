@@ -116,16 +116,18 @@ def make(config: Config) -> Plan:
 
     Raises:
         FedMergeError: the data, or the base's configuration, is not there; a rule that can't merge so many
-            silos.
+            silos, a tracker that can't be used.
     """
     from fedmerge.server.asking import quorum_of
     from fedmerge.server.plan import Plan as Strategies
     from fedmerge.server.sampling import sample
+    from fedmerge.server_app.trackers import trackers
     from fedmerge.silo.data import agreed_labels, load_silos
     from fedmerge.silo.lora import initial_adapter
     from fedmerge.silo.private import check_parts, shared_part
     from fedmerge.silo.worker import Worker
 
+    trackers(config)
     cards = Worker(config.silo, load_silos(config.silo.data)).cards()
     found = find_base(config.silo.base)
     adapter = initial_adapter(config.silo, agreed_labels(config.silo.data, cards))

@@ -13,6 +13,7 @@
     private/<silo>/      what silos keep to themselves, by round, and
     personal/<silo>/     each silo's own final adapter, where a simulation sets lora.private
     result.json          the scores
+    tensorboard/, mlflow/  what the trackers of those names write
 
 Each state.json has the hashes of its round's files and of the state.json of the round before.
 """
@@ -33,8 +34,8 @@ from fedmerge.server import storage
 from fedmerge.wire.filenames import file_name
 from fedmerge.wire.files import save_adapter
 
-NOT_IDENTITY = ("run.output", "run.name", "engine.")
-"""Keys that say where a run is written and how fast it is computed, but not what it computes."""
+NOT_IDENTITY = ("run.output", "run.name", "run.trackers", "engine.")
+"""Keys that say where a run is written and shown and how fast it is computed, but not what it computes."""
 
 _OURS = (
     "config.toml",
@@ -46,6 +47,8 @@ _OURS = (
     "adapter",
     "private",
     "personal",
+    "tensorboard",
+    "mlflow",
 )
 
 

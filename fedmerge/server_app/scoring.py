@@ -18,6 +18,8 @@ from fedmerge.wire.records import to_record
 SPLITS = ("validation", "test")
 BASE = "base"
 MERGED = "merged"
+CENTROIDS = "centroids"
+"""The untouched base under class means of all silos' training rows: a baseline that needs no training."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Ballot:
     Args:
         candidates: adapters by name, at least one.
         splits: that they are scored on.
+        head: another head to score them with; "" is the task's own.
         round: that made them; None: the last one.
     """
 
     candidates: Mapping[str, Adapter]
     splits: tuple[str, ...]
+    head: str = ""
     round: int | None = None
 
     def errands(self, silos: Iterable[str], instruction: Instruction) -> dict[str, Errand]:
@@ -40,7 +44,7 @@ class Ballot:
         first, *others = (to_record(adapter.tensors) for adapter in self.candidates.values())
         named = dict(zip(list(self.candidates)[1:], others, strict=True))
         round = instruction.round if self.round is None else self.round
-        order = replace(instruction, round=round, splits=self.splits)
+        order = replace(instruction, round=round, splits=self.splits, head=self.head)
         return {
             silo: Errand(
                 silo, "evaluate", instruction_content(first, replace(order, silo=silo), candidates=named)
@@ -82,9 +86,13 @@ def ballots(
     decided = {
         name: adapter for name, adapter in candidates.items() if name.partition("/")[0] in (MERGED, BASE)
     }
-    others = {name: adapter for name, adapter in candidates.items() if name not in decided}
+    reference = {name: adapter for name, adapter in candidates.items() if name == CENTROIDS}
+    others = {
+        name: adapter for name, adapter in candidates.items() if name not in decided and name not in reference
+    }
     shown = ("test",) if has_test_rows else ("validation",)
-    return [Ballot(group, splits) for group, splits in ((decided, SPLITS), (others, shown)) if group]
+    groups = [Ballot(decided, SPLITS), Ballot(others, shown), Ballot(reference, shown, head="centroid")]
+    return [ballot for ballot in groups if ballot.candidates]
 
 
 def round_of(candidate: str) -> int | None:

@@ -26,6 +26,7 @@ from fedmerge.silo.settings import SiloSettings
 from fedmerge.silo.split import Split
 from fedmerge.silo.statistics import Measured, measure
 from fedmerge.silo.tasks import Task, task_class
+from fedmerge.silo.tasks.task import Scored
 from fedmerge.silo.training import autocast_dtype, fit
 
 __all__ = ["POOLED", "Order", "Trained", "Worker"]
@@ -123,7 +124,7 @@ class Worker:
         with self._lock:
             order = self._begin(order)
             received = self._received(broadcast, order)
-            scores = self._scores({"received": received}, order)
+            scores = self._scores({"received": received}, replace(order, outcomes=False))
             write_adapter(self._model, received, self._head(order))
             task, rows = self._task(order.labels), self._split(order, "train")
             result = fit(self._model, task, rows, self.settings.train, order, began=began)
@@ -131,20 +132,22 @@ class Worker:
             measured = Measured(self._model, task, rows, self.settings.train, order, began)
             statistics = measure(measured) if order.statistics else {}
             if received is not broadcast:
-                self._personal.of_run(order.run).keep(trained, order.silo, order.round)
+                self._personal.keep(trained, order)
         delta = difference(trained, broadcast)
-        metrics = scores | {"steps": float(result.steps), "seconds": time.monotonic() - began}
+        metrics = {name: value for name, value in scores.items() if isinstance(value, float)}
+        metrics |= {"steps": float(result.steps), "seconds": time.monotonic() - began}
         if result.steps:
             metrics["train_loss"] = result.loss
         logger.info("%s: %d steps in %.1f s", order.place, result.steps, metrics["seconds"])
         statistics = shared_statistics(statistics, self.settings.lora.private_parts)
         return Trained(delta, len(self._rows(order.silo, "train")), metrics, statistics)
 
-    def evaluate(self, candidates: Mapping[str, Adapter], order: Order) -> dict[str, float]:
+    def evaluate(self, candidates: Mapping[str, Adapter], order: Order) -> Scored:
         """Scores of several adapters on the silo's held-out splits.
 
         Returns:
-            "<candidate>/<split>/<name>" -> value; a split without rows has no scores.
+            "<candidate>/<split>/<name>" -> value; a split without rows has no scores. Lists where the order
+            asks for outcomes and the task has them.
 
         Raises:
             ConfigError: unknown silo or unfit rows.
@@ -155,7 +158,8 @@ class Worker:
             order = self._begin(order)
             # What round r made belongs to what the silo kept in round r.
             whole = {
-                name: self._whole(adapter, order, order.round + 1) for name, adapter in candidates.items()
+                name: self._personal.whole(adapter, order, order.round + 1, self._initial)
+                for name, adapter in candidates.items()
             }
             return self._scores(whole, order)
 
@@ -169,25 +173,23 @@ class Worker:
 
     def _received(self, broadcast: Adapter, order: Order) -> Adapter:
         """What a training starts from: baselines train whole adapters as they are, rounds the shared part."""
-        received = self._whole(broadcast, order, order.round)
+        received = self._personal.whole(broadcast, order, order.round, self._initial)
         if self._personal.parts and received is broadcast and not order.stream:
             raise ConfigError(
                 f"{order.place}: the broadcast has private tensors (lora.private), so the delta would, too"
             )
         return received
 
-    def _whole(self, adapter: Adapter, order: Order, before: int) -> Adapter:
-        personal = self._personal.of_run(order.run)
-        return personal.whole(adapter, order.silo, before, lambda: self._initial(order.labels))
-
     def _initial(self, labels: tuple[str, ...]) -> Adapter:
         if labels not in self._initials:
             self._initials[labels] = initial_adapter(self.settings, labels)
         return self._initials[labels]
 
-    def _scores(self, candidates: Mapping[str, Adapter], order: Order) -> dict[str, float]:
-        task = self._task(order.labels)
-        scores: dict[str, float] = {}
+    def _scores(self, candidates: Mapping[str, Adapter], order: Order) -> Scored:
+        task = self._task(order.labels, order.head)
+        # Another head is a reference for all silos alike: what it is made of are the rows of all.
+        reference = replace(order, silo=POOLED) if order.head and len(self._silos) > 1 else order
+        scores: Scored = {}
         for candidate, adapter in candidates.items():
             write_adapter(self._model, adapter, self._head(order))
             for name in order.splits:
@@ -195,8 +197,12 @@ class Worker:
                     continue
                 held_out = self._split(order, name)
                 size = self.settings.train.evaluation_batch_size
-                found = evaluate(self._model, task, held_out, lambda: self._split(order, "train"), size)
-                scores |= {f"{candidate}/{name}/{key}": value for key, value in found.items()}
+                found = evaluate(self._model, task, held_out, lambda: self._split(reference, "train"), size)
+                scores |= {
+                    f"{candidate}/{name}/{key}": value
+                    for key, value in found.items()
+                    if order.outcomes or not isinstance(value, list)
+                }
         return scores
 
     @cached_property
@@ -210,12 +216,13 @@ class Worker:
             )
         return AdaptedModel(base, settings, autocast_dtype(settings.train.autocast, self._device))
 
-    def _task(self, labels: tuple[str, ...]) -> Task:
-        if labels not in self._tasks:
-            task = self._task_class(self.settings, self._tokenizer, labels)
+    def _task(self, labels: tuple[str, ...], head: str = "") -> Task:
+        key = (head, *labels)
+        if key not in self._tasks:
+            task = self._task_class(with_head(self.settings, head), self._tokenizer, labels)
             task.prepare(self._model)
-            self._tasks[labels] = task
-        return self._tasks[labels]
+            self._tasks[key] = task
+        return self._tasks[key]
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -270,6 +277,11 @@ class Worker:
             "test": len(silo.test),
             "labels": labels_of(rows, column) if column else None,
         }
+
+
+def with_head(settings: SiloSettings, head: str) -> SiloSettings:
+    """The settings with another `task.head`; "" leaves it."""
+    return replace(settings, task=replace(settings.task, head=head)) if head else settings
 
 
 def difference(trained: Adapter, received: Adapter) -> Adapter:

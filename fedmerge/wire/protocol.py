@@ -79,6 +79,8 @@ class Instruction:
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
         run: names the run to silos that remember something of it; "" where they have nothing to remember.
+        head: another head to score with, "centroid"; "" is the task's own.
+        outcomes: whether scores come with what each row contributed to them; only simulations answer that.
     """
 
     round: int = 0
@@ -93,6 +95,8 @@ class Instruction:
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     run: str = ""
+    head: str = ""
+    outcomes: bool = False
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -104,7 +108,11 @@ class Instruction:
         record["epochs"], record["steps"] = self.epochs, self.steps
         record["splits"] = ",".join(self.splits)
         record["labels"] = json.dumps(list(self.labels)) if self.labels else ""
-        record["statistics"], record["run"] = ",".join(self.statistics), self.run
+        record["statistics"] = ",".join(self.statistics)
+        if self.head or self.outcomes:
+            record["head"], record["outcomes"] = self.head, self.outcomes
+        if self.run:
+            record["run"] = self.run
         return record
 
     @classmethod
@@ -128,6 +136,8 @@ class Instruction:
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
             run=read(config, "run", str, ""),
+            head=read(config, "head", str, ""),
+            outcomes=read(config, "outcomes", bool, False),
         )
 
 
@@ -184,7 +194,7 @@ def reply_content(
     delta: Mapping[str, Tensor] | None,
     examples: int,
     *,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float | list[float]] | None = None,
     sender: Sender | None = None,
     encoding: str = "exact",
     statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
