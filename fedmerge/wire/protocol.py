@@ -79,9 +79,9 @@ class Instruction:
         rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
+        run: names the run to silos that remember something of it; "" where they have nothing to remember.
         head: another head to score with, "centroid"; "" is the task's own.
         outcomes: whether scores come with what each row contributed to them; only simulations answer that.
-        run: names the run to silos that remember something of it; "" where they have nothing to remember.
     """
 
     round: int = 0
@@ -96,9 +96,9 @@ class Instruction:
     rows: int = 0
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    run: str = ""
     head: str = ""
     outcomes: bool = False
-    run: str = ""
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -113,7 +113,8 @@ class Instruction:
         record["statistics"] = ",".join(self.statistics)
         if self.head or self.outcomes:
             record["head"], record["outcomes"] = self.head, self.outcomes
-        record["statistics"], record["run"] = ",".join(self.statistics), self.run
+        if self.run:
+            record["run"] = self.run
         return record
 
     @classmethod
@@ -137,9 +138,9 @@ class Instruction:
             rows=read(config, "rows", int, 0),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
+            run=read(config, "run", str, ""),
             head=read(config, "head", str, ""),
             outcomes=read(config, "outcomes", bool, False),
-            run=read(config, "run", str, ""),
         )
 
 
