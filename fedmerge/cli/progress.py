@@ -213,6 +213,15 @@ def working(text: str, pieces: int) -> Iterator[Watch]:
         yield watch
 
 
+@contextmanager
+def studying() -> Iterator[Observer]:
+    """An observer of a study of many runs: it shows what goes on now."""
+    watch = Watch(console(stderr=True))
+    with watch.shown():
+        watch.rename("loading base and data")
+        yield RunWatch(watch, rounds=0)
+
+
 def _display(out: Console) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
