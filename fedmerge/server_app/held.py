@@ -43,8 +43,8 @@ def held(config: Config, silos: Muster) -> Held | None:
         return None
     if config.silo.lora.private:
         raise ConfigError(
-            f"strategy.shadow-scoring = 'server': with lora.private = {config.silo.lora.private!r} the server "
-            "has a part of each adapter alone, and nothing to score; score at the 'silos'"
+            f"strategy.shadow-scoring = 'server': with lora.private = {config.silo.lora.private!r} the "
+            "server has a part of each adapter alone, and nothing to score; score at the 'silos'"
         )
     rows = load_server(config.silo, silos.labels)
     # In a deployment train.device is a matter of the silos.
