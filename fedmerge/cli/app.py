@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmerge.cli import doctor, evaluate, export, init, merge, report, rules, simulate
+from fedmerge.cli import compare, doctor, evaluate, export, init, inspect, merge, report, rules, simulate
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -46,6 +46,8 @@ _add("init", "Begin", init.init)
 _add("doctor", "Begin", doctor.doctor)
 _add("rules", "Begin", rules.rules)
 _add("simulate", "Train", simulate.simulate)
+_add("compare", "Study", compare.compare)
+_add("inspect", "Study", inspect.inspect)
 _add("report", "Study", report.report)
 _add("evaluate", "Adapters on disk", evaluate.evaluate)
 _add("merge", "Adapters on disk", merge.merge)

@@ -91,7 +91,8 @@ def _score(config: Config, given: Adapter) -> dict[str, dict[str, float]]:
     with working("scoring", len(silos)) as watch:
         for silo in silos:
             order = Order(silo, splits=("validation", "test"), labels=tuple(labels))
-            metrics[silo] = worker.evaluate(candidates, order)
+            found = worker.evaluate(candidates, order)
+            metrics[silo] = {name: value for name, value in found.items() if isinstance(value, float)}
             watch.advance(silo)
     return metrics
 

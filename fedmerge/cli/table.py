@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 METRIC_NAMES = {"bits_per_byte": "bits per byte"}
 
 _ALONE, _MERGED, _SHADOW = "alone/", "merged/", "shadow/"
-_ORDER = ("base", "alone", "shadow", "merged", "pooled")
+_ORDER = ("base", "centroids", "alone", "shadow", "merged", "pooled")
 _NOTES = {
+    "centroids": "centroids: nothing is trained; the base under class means of all silos' training rows",
     "alone": "alone: one silo trains by itself from the same start, as much as in all rounds together, "
     "and is scored on every silo",
     "shadow": "shadow: another rule over the same replies of the last round; no silo trained from its result",
@@ -33,7 +34,7 @@ _BEST = "*"
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate: what it is ("base", "alone", "shadow", "merged", "pooled"), its name, and its scores."""
+    """One candidate: its kind ("base", "centroids", "alone", "shadow", "merged", "pooled"), name, scores."""
 
     kind: str
     label: str
@@ -176,7 +177,7 @@ def _named(name: str) -> tuple[str, str]:
         >>> _named("alone/asyncio"), _named("shadow/ties() @ factors()")
         (('alone', 'asyncio alone'), ('shadow', 'shadow ties() @ factors()'))
     """
-    if name == "base":
+    if name in ("base", "centroids"):
         return name, name
     if name in ("merged", "adapter"):  # the latter of `fedmerge evaluate`
         return "merged", name
@@ -216,6 +217,7 @@ def _notes(result: Mapping[str, Any], rows: Sequence[Row], best: Sequence[str]) 
         notes.insert(
             0, f"{_BEST} best of its column" + (", pooled training aside" if "pooled" in kinds else "")
         )
+    notes += [f"rejected by the gate: {sentence}" for sentence in result.get("rejected", ())]
     if "rounds" not in result:
         return tuple(notes)
     spread = "the spread over seeds is unknown, so small differences may be chance"

@@ -21,9 +21,10 @@ from fedmerge.config import Config
 from fedmerge.engine.executors import Executor, Forked, InProcess, can_fork
 from fedmerge.engine.grid import LocalGrid
 from fedmerge.engine.identity import server_identity
-from fedmerge.server.observer import Observer, Silent
+from fedmerge.server.observer import Observer
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.trackers import tracked
 from fedmerge.wire.protocol import read_instruction
 
 logger = logging.getLogger(__name__)
@@ -44,16 +45,31 @@ def run_local(config: Config, observer: Observer | None = None) -> Path:
         The run's folder.
 
     Raises:
-        FedMergeError: what `fedmerge.server_app.conduct.conduct` raises.
+        FedMergeError: what `fedmerge.server_app.conduct.conduct` raises, and an unusable `run.trackers`.
     """
-    watcher = observer or Silent()
-    watcher.phase("loading base and data")
-    with _one_thread(), _quiet_flower(), _executor(config) as executor, server_identity(RUN_ID):
-        grid = StreamingGrid(
-            LocalGrid(executor, [NODE], RUN_ID), longest_pause_seconds=_LONGEST_PAUSE_SECONDS
-        )
-        conduct(config, grid, watcher)
+    with tracked(config, observer) as watcher:
+        watcher.phase("loading base and data")
+        with serving(config) as executor:
+            conduct(config, grid_over(executor), watcher)
     return config.folder
+
+
+@contextmanager
+def serving(config: Config) -> Iterator[Executor]:
+    """An executor whose workers hold the base and all silos of a simulation, for as long as one is inside.
+
+    What a run-config says of the strategy has no part in it: runs that differ in nothing else can share one.
+
+    Raises:
+        ConfigError: a base or data set that can't be used.
+    """
+    with _one_thread(), _quiet_flower(), _executor(config) as executor, server_identity(RUN_ID):
+        yield executor
+
+
+def grid_over(executor: Executor) -> StreamingGrid:
+    """A grid of one node, whose messages an executor answers."""
+    return StreamingGrid(LocalGrid(executor, [NODE], RUN_ID), longest_pause_seconds=_LONGEST_PAUSE_SECONDS)
 
 
 def workers(config: Config, silos: int, device: str) -> int:

@@ -33,6 +33,7 @@ from fedmerge.engine.processes import end_family, terminate_as_interrupt
 from fedmerge.engine.tail import Tail
 from fedmerge.errors import RoundFailed
 from fedmerge.server.observer import Observer, Silent
+from fedmerge.server_app.trackers import trackers
 
 CONNECTION = "fedmerge"
 LOG = "superlink.log"
@@ -57,10 +58,12 @@ def run_flower(config: Config, observer: Observer | None = None) -> Path:
         The run's folder.
 
     Raises:
+        ConfigError: `run.trackers` can't be used.
         RoundFailed: Flower's status is not "finished:completed"; with its sentence, and where the log is.
     """
     folder = config.folder
     flat = config.flat | {"run.output": str(folder)}
+    trackers(config)  # what is wrong with them is said here; the server makes its own
     watcher = observer or Silent()
     watcher.phase("starting a SuperLink")
     with terminate_as_interrupt(), private_superlink() as superlink:

@@ -10,7 +10,10 @@
     rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors, deltas/<silo>.safetensors,
                          statistics/<silo>.fisher.safetensors
     adapter/             the final adapter in PEFT's format
+    private/<silo>/      what silos keep to themselves, by round, and
+    personal/<silo>/     each silo's own final adapter, where a simulation sets lora.private
     result.json          the scores
+    tensorboard/, mlflow/  what the trackers of those names write
 
 Each state.json has the hashes of its round's files and of the state.json of the round before.
 """
@@ -28,10 +31,11 @@ from torch import Tensor
 from fedmerge.adapters import Adapter
 from fedmerge.errors import CheckpointError
 from fedmerge.server import storage
+from fedmerge.wire.filenames import file_name
 from fedmerge.wire.files import save_adapter
 
-NOT_IDENTITY = ("run.output", "run.name", "engine.")
-"""Keys that say where a run is written and how fast it is computed, but not what it computes."""
+NOT_IDENTITY = ("run.output", "run.name", "run.trackers", "engine.")
+"""Keys that say where a run is written and shown and how fast it is computed, but not what it computes."""
 
 _OURS = (
     "config.toml",
@@ -41,6 +45,10 @@ _OURS = (
     "result.json",
     "rounds",
     "adapter",
+    "tensorboard",
+    "mlflow",
+    "private",
+    "personal",
 )
 
 
@@ -114,7 +122,7 @@ class RunFolder:
         statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         """Write one silo's delta down, and what it measured, before it is merged."""
-        file = storage.file_name(silo)  # a silo's own dots are quoted
+        file = file_name(silo)  # a silo's own dots are quoted
         folder = self.round_folder(round)
         paths = {folder / "deltas" / f"{file}.safetensors": delta.tensors}
         for name, values in (statistics or {}).items():
@@ -123,9 +131,11 @@ class RunFolder:
             with storage.writing(path):
                 storage.write_tensors(path, tensors, silo)
 
-    def write_adapter(self, adapter: Adapter, *, base_model: str = "", task_type: str | None = None) -> Path:
-        """Write the final adapter in PEFT's format; returns its folder."""
-        path = self.path / "adapter"
+    def write_adapter(
+        self, adapter: Adapter, *, base_model: str = "", task_type: str | None = None, silo: str = ""
+    ) -> Path:
+        """Write the final adapter, or with `silo` that silo's own, in PEFT's format; returns its folder."""
+        path = self.path / "personal" / file_name(silo) if silo else self.path / "adapter"
         with storage.writing(path):
             save_adapter(adapter, path, base_model=base_model, task_type=task_type)
         return path

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedmerge.config import read_config
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.trackers import tracked
 
 flower = logging.getLogger("flwr")  # what it says reaches `flwr run --stream`
 
@@ -21,13 +22,15 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
-    result = conduct(read_config(context.run_config), StreamingGrid(grid))
+    config = read_config(context.run_config)
+    with tracked(config) as observer:
+        result = conduct(config, StreamingGrid(grid), observer)
     for line in summary(result):
         flower.info("%s", line)
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:
-    """What `flwr run --stream` shows at the end: each candidate's mean over silos, and where the adapter is.
+    """What `flwr run --stream` shows at the end: means over silos, what the gate rejected, and the adapter.
 
     Example:
         >>> summary({"metric": "accuracy", "candidates": {"base": {"mean": 0.5}, "merged": {"mean": 0.75}},
@@ -36,4 +39,5 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """
     means = {name: row["mean"] for name, row in result["candidates"].items() if "mean" in row}
     rows = [f"  {mean:.4f}  {name}{' (kept)' * (name == result['kept'])}" for name, mean in means.items()]
-    return [f"{result['metric']}, mean over silos", *rows, f"adapter: {result['adapter']}"]
+    rejected = [f"rejected by the gate: {sentence}" for sentence in result.get("rejected", ())]
+    return [f"{result['metric']}, mean over silos", *rows, *rejected, f"adapter: {result['adapter']}"]

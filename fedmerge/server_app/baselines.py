@@ -1,6 +1,7 @@
-"""What the federation is compared with: each silo alone, and all rows in one place.
+"""What the federation is compared with: each silo alone, all rows in one place, and class means.
 
-Both can be had in simulations only. They start from the adapter that round 1 received, and train as much as
+They can be had in simulations only. The centroids train nothing: the base as it is, under class means of all
+silos' training rows. The others start from the adapter that round 1 received, and train as much as
 a silo that takes part in every round: a silo alone takes its rounds in one go, the pooled silo sees every
 row as often (epochs), or takes as many steps as all silos together (steps).
 """
@@ -18,6 +19,7 @@ from fedmerge.config import Config
 from fedmerge.errors import WireError
 from fedmerge.server.reading import arrays_of
 from fedmerge.server_app.errands import Errand
+from fedmerge.server_app.scoring import CENTROIDS
 from fedmerge.wire.protocol import Instruction, instruction_content
 from fedmerge.wire.records import from_record, to_record
 from fedmerge.wire.schema import Schema
@@ -36,7 +38,7 @@ class Baselines:
         config: the run's.
         silos: their names.
         names: the baselines that are wanted.
-        initial: the adapter that round 1 received.
+        initial: the whole adapter that round 1 started from.
         instruction: round 0, with what all train messages of the run have in common.
     """
 
@@ -47,14 +49,17 @@ class Baselines:
     instruction: Instruction
 
     def known(self, first_deltas: Mapping[str, Adapter]) -> dict[str, Adapter]:
-        """The silos alone, "alone/<silo>", where round 1 was the only round: they need no further training.
+        """What needs no further training: centroids, and the silos alone where round 1 was the only round.
+
+        What a silo keeps to itself is in no delta: then there are none.
 
         Args:
             first_deltas: of round 1 by silo.
         """
-        if ALONE not in self.names or self.config.run.rounds > 1:
-            return {}
-        return {f"{ALONE}/{silo}": self._stepped(delta) for silo, delta in first_deltas.items()}
+        reference = {CENTROIDS: self.initial} if CENTROIDS in self.names else {}
+        if ALONE not in self.names or self._trained_apart:
+            return reference
+        return reference | {f"{ALONE}/{silo}": self._stepped(delta) for silo, delta in first_deltas.items()}
 
     def errands(self) -> dict[str, Errand]:
         """What is still to be trained, by the adapter's name; the pooled one first, as it takes longest."""
@@ -77,9 +82,14 @@ class Baselines:
             logger.warning("baseline %r is left out: %s", name, err)
             return {}
 
+    @property
+    def _trained_apart(self) -> bool:
+        """Whether no round's deltas are those of the silos alone."""
+        return self.config.run.rounds > 1 or bool(self.config.silo.lora.private)
+
     def _orders(self) -> dict[str, Instruction]:
         orders = {POOLED: self._pooled()} if POOLED in self.names else {}
-        if ALONE in self.names and self.config.run.rounds > 1:
+        if ALONE in self.names and self._trained_apart:
             orders |= {f"{ALONE}/{silo}": self._alone(silo) for silo in self.silos}
         return orders
 

@@ -9,12 +9,13 @@ import torch
 from fedmerge.silo.lora import AdaptedModel
 from fedmerge.silo.split import Split
 from fedmerge.silo.tasks import Batch, Task
+from fedmerge.silo.tasks.task import Scored
 
 
 @torch.no_grad()
 def evaluate(
     model: AdaptedModel, task: Task, held_out: Split, train: Callable[[], Split], batch_size: int
-) -> dict[str, float]:
+) -> Scored:
     """Score one split; batches are the same every time, so that the same adapter has the same score.
 
     Args:
@@ -25,7 +26,7 @@ def evaluate(
         batch_size: rows of one forward pass.
 
     Returns:
-        "loss", "count" and the task's metric.
+        "loss", "count" and the task's metric, and lists where the task tells of each row.
     """
     model.train(False)
     return task.score(model, held_out.in_order(batch_size), _lazily(train, batch_size))

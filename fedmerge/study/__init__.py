@@ -1,1 +1,1 @@
-"""What is asked of runs: compared, swept, inspected, shown. Nothing below imports it."""
+"""Studies: which rule, which knobs, is it worth it, and why. They conduct runs; no run knows of them."""

@@ -78,6 +78,9 @@ class Instruction:
         splits: held-out splits to score on, of "validation" and "test".
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
+        head: another head to score with, "centroid"; "" is the task's own.
+        outcomes: whether scores come with what each row contributed to them; only simulations answer that.
+        run: names the run to silos that remember something of it; "" where they have nothing to remember.
     """
 
     round: int = 0
@@ -91,6 +94,9 @@ class Instruction:
     splits: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    head: str = ""
+    outcomes: bool = False
+    run: str = ""
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -103,6 +109,9 @@ class Instruction:
         record["splits"] = ",".join(self.splits)
         record["labels"] = json.dumps(list(self.labels)) if self.labels else ""
         record["statistics"] = ",".join(self.statistics)
+        if self.head or self.outcomes:
+            record["head"], record["outcomes"] = self.head, self.outcomes
+        record["statistics"], record["run"] = ",".join(self.statistics), self.run
         return record
 
     @classmethod
@@ -125,6 +134,9 @@ class Instruction:
             splits=tuple(part for part in read(config, "splits", str, "").split(",") if part),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
+            head=read(config, "head", str, ""),
+            outcomes=read(config, "outcomes", bool, False),
+            run=read(config, "run", str, ""),
         )
 
 
@@ -181,7 +193,7 @@ def reply_content(
     delta: Mapping[str, Tensor] | None,
     examples: int,
     *,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float | list[float]] | None = None,
     sender: Sender | None = None,
     encoding: str = "exact",
     statistics: Mapping[str, Mapping[str, Tensor]] | None = None,

@@ -18,7 +18,7 @@ from fedmerge.silo.base import Architecture
 from fedmerge.silo.columns import Rows
 from fedmerge.silo.settings import SiloSettings
 from fedmerge.silo.tasks.documents import Document, documents, opening
-from fedmerge.silo.tasks.task import IGNORED, Batch, Example, Model
+from fedmerge.silo.tasks.task import IGNORED, OUTCOMES, SIZES, Batch, Example, Model, Scored
 from fedmerge.silo.tokens import Numbers
 
 logger = logging.getLogger(__name__)
@@ -91,17 +91,31 @@ class CausalLanguage:
         # Only the predicted places are turned into float32: prompts and padding cost nothing.
         return cross_entropy(logits[wanted].float(), batch.target[wanted], reduction="sum")
 
-    def score(self, model: Model, batches: Iterable[Batch], train: Iterable[Batch]) -> dict[str, float]:
+    def score(self, model: Model, batches: Iterable[Batch], train: Iterable[Batch]) -> Scored:
         """Mean nats of a token as "loss", bytes of text as "count", and bits per byte."""
-        nats, tokens, bytes_ = 0.0, 0, 0
+        nats: list[float] = []
+        sizes: list[float] = []
+        tokens = 0
         for batch in batches:
-            nats += self.loss(model, batch).item()
-            tokens, bytes_ = tokens + batch.count, bytes_ + batch.bytes
+            nats += self._nats(model, batch)
+            sizes += map(float, batch.sizes)
+            tokens += batch.count
+        bits = [value / math.log(2) for value in nats]
         return {
-            "loss": nats / max(1, tokens),
-            "count": float(bytes_),
-            self.metric: nats / math.log(2) / max(1, bytes_),
+            "loss": math.fsum(nats) / max(1, tokens),
+            "count": math.fsum(sizes),
+            self.metric: math.fsum(bits) / max(1.0, math.fsum(sizes)),
+            OUTCOMES: bits,
+            SIZES: sizes,
         }
+
+    def _nats(self, model: Model, batch: Batch) -> list[float]:
+        """Nats of each sequence's predicted tokens."""
+        logits = model.run(batch).logits
+        wanted = batch.target != IGNORED
+        each = cross_entropy(logits[wanted].float(), batch.target[wanted], reduction="none").double()
+        # One sum a sequence, in order: an `index_add` adds in any order on a GPU.
+        return [float(part.sum()) for part in torch.split(each, wanted.sum(dim=1).tolist())]
 
     def _sequences(self, document: Document, first: list[int]) -> Iterable[Example]:
         """Inputs and next tokens, in pieces of `max_length`; a row that is not packed has one piece."""

@@ -15,7 +15,7 @@ from fedmerge.errors import ConfigError, nearest
 from fedmerge.silo.base import Architecture
 from fedmerge.silo.columns import Rows
 from fedmerge.silo.settings import SiloSettings
-from fedmerge.silo.tasks.task import Batch, Example, Model, collate
+from fedmerge.silo.tasks.task import OUTCOMES, SIZES, Batch, Example, Model, Scored, collate
 from fedmerge.silo.tokens import tokenize
 
 SHARPNESS = 20.0
@@ -35,9 +35,9 @@ class Classification:
       underscores read as spaces. Nothing trains in it, silos with different labels share it.
     - linear: logits are `embedding @ head.weight.T + head.bias`; both train, from zero.
     - centroid: trained as the label head; a text gets the label of the nearest class mean of the
-      silo's own training rows, under the adapter that is scored. It knows only labels that the silo
-      has rows of: a score is a silo's own, and a row of any other label counts as wrong. Its "loss"
-      is the label head's.
+      silo's own training rows, under the adapter that is scored. (The baseline "centroids" of a simulation
+      takes the training rows of all silos.) It knows only labels that the silo has rows of: a score
+      is a silo's own, and a row of any other label counts as wrong. Its "loss" is the label head's.
     """
 
     architecture: ClassVar[Architecture] = "encoder"
@@ -101,20 +101,27 @@ class Classification:
         """The sum of the rows' cross entropies."""
         return cross_entropy(self._logits(model, embed(model, batch)), batch.target, reduction="sum")
 
-    def score(self, model: Model, batches: Iterable[Batch], train: Iterable[Batch]) -> dict[str, float]:
+    def score(self, model: Model, batches: Iterable[Batch], train: Iterable[Batch]) -> Scored:
         """Mean cross entropy as "loss", rows as "count", and the accuracy."""
         centroids = (
             _centroids(model, train, len(self._labels)) if self._settings.task.head == "centroid" else None
         )
-        loss, right, count = 0.0, 0, 0
+        loss, count = 0.0, 0
+        right: list[float] = []
         for batch in batches:
             embedding = embed(model, batch)
             logits = self._logits(model, embedding)
             loss += cross_entropy(logits, batch.target, reduction="sum").item()
             guesses = logits if centroids is None else centroids.closeness(embedding)
-            right += int((guesses.argmax(dim=1) == batch.target).sum().item())
+            right += (guesses.argmax(dim=1) == batch.target).double().tolist()
             count += batch.count
-        return {"loss": loss / max(1, count), "count": float(count), self.metric: right / max(1, count)}
+        return {
+            "loss": loss / max(1, count),
+            "count": float(count),
+            self.metric: sum(right) / max(1, count),
+            OUTCOMES: right,
+            SIZES: [1.0] * len(right),
+        }
 
     def _logits(self, model: Model, embedding: Tensor) -> Tensor:
         if self._settings.task.head == "linear":

@@ -19,6 +19,13 @@ from fedmerge.silo.settings import SiloSettings
 IGNORED = -100
 """Target of a token that has no part in the loss."""
 
+OUTCOMES, SIZES = "outcomes", "sizes"
+"""What each sequence contributed to the metric, and what it counts for: the metric is the sum of the one over
+the sum of the other."""
+
+Scored = dict[str, float | list[float]]
+"""Scores by name; lists under `OUTCOMES` and `SIZES`, in an order that is the same for every adapter."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -46,7 +53,7 @@ class Batch:
         mask: int64 (rows, length), 1 where there is a token.
         target: int64 (rows, length) or (rows,).
         count: of targets in all rows.
-        bytes: of text in all rows.
+        sizes: bytes of text in each row.
         trunk: output of the frozen layers below the adapter (rows, length, hidden); None to compute it.
     """
 
@@ -54,7 +61,7 @@ class Batch:
     mask: Tensor
     target: Tensor
     count: int
-    bytes: int
+    sizes: tuple[int, ...]
     trunk: Tensor | None = None
 
     def with_trunk(self, trunk: Tensor | None) -> Batch:
@@ -74,7 +81,7 @@ def collate(examples: Sequence[Example], pad: int, device: torch.device) -> Batc
         mask=mask.to(device),
         target=target.long().to(device),
         count=sum(e.count for e in examples),
-        bytes=sum(e.bytes for e in examples),
+        sizes=tuple(e.bytes for e in examples),
     )
 
 
@@ -151,9 +158,11 @@ class Task(Protocol):
         """The sum of the losses of the batch's targets, a scalar that gradients flow back from."""
         ...
 
-    def score(self, model: Model, batches: Iterable[Batch], train: Iterable[Batch]) -> dict[str, float]:
+    def score(self, model: Model, batches: Iterable[Batch], train: Iterable[Batch]) -> Scored:
         """Scores over all batches: "loss" (mean), "count" (what the metric is a mean over), the metric.
 
-        `train` are the silo's training rows, for tasks that score against them.
+        A task may add lists: `OUTCOMES` and `SIZES`, a value a sequence, which comparisons of adapters on the
+        very same rows need for their standard error. `train` are the silo's training rows, for tasks that
+        score against them.
         """
         ...

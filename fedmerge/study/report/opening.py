@@ -9,7 +9,9 @@ from fedmerge.study.report.groups import KEPT, Group
 from fedmerge.study.report.seeds import mean
 from fedmerge.study.report.study_sources import Comparison
 from fedmerge.study.report.verdict import (
+    ALONE,
     BASE,
+    CENTROIDS,
     POOLED,
     certainty,
     duel,
@@ -109,8 +111,8 @@ def _compared(study: Comparison) -> list[tuple[str, str, str]]:
     chosen = {
         "best strategy": strategies,
         "reference": [row for row in rows if row.name == study.reference],
-        "best baseline": [row for row in rows if row.kind == "baseline" and row.name != POOLED],
-        "pooled": [row for row in rows if row.name == POOLED],
+        "best baseline": [row for row in rows if row.kind == "baseline" and not row.name.startswith(POOLED)],
+        "pooled": [row for row in rows if row.name.startswith(POOLED)],
     }
     entries = []
     for title, found in chosen.items():
@@ -142,7 +144,9 @@ def _facts(group: Group) -> list[tuple[str, str, str]]:
     name = trivial(group)
     if BASE in group.candidates():
         entries.append(("base", number(group.mean(BASE)), "before any training"))
-    if name and name != BASE:
+    if CENTROIDS in group.candidates():
+        entries.append(("class centroids", number(group.mean(CENTROIDS)), "nothing is trained"))
+    if name.startswith(ALONE):
         entries.append(("best single silo", number(group.mean(name)), label(name)))
     if (own := own_training(group)) is not None:
         entries.append(("each silo for itself", number(own), "alone, on its own rows only"))
@@ -161,7 +165,7 @@ def overview(groups: Sequence[Group]) -> Table:
     columns = (
         Column("experiment"), Column("seeds"), Column("metric"), Column("merged", 4),
         Column("spread over seeds", 4), Column("worst silo", 4), Column("base", 4),
-        Column("best single silo", 4), Column("each for itself", 4), Column("pooled", 4),
+        Column("best baseline", 4), Column("each for itself", 4), Column("pooled", 4),
     )  # fmt: skip
     rows = []
     for group in groups:
@@ -170,7 +174,7 @@ def overview(groups: Sequence[Group]) -> Table:
             (
                 group.label, ", ".join(str(run.seed) for run in group.runs),
                 f"{group.metric}, {group.direction}", group.mean(KEPT), group.spread(KEPT),
-                mean(group.worsts(KEPT)), group.mean(BASE), group.mean(name) if name != BASE else None,
+                mean(group.worsts(KEPT)), group.mean(BASE), group.mean(name),
                 own_training(group), group.mean(POOLED),
             )
         )  # fmt: skip
