@@ -23,6 +23,8 @@ from fedmerge.study.report.verdict import (
     unfinished,
 )
 
+_LONGEST_BASE = 40
+
 
 def title_of(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> str:
     """What the page is called."""
@@ -49,10 +51,15 @@ def _about(group: Group) -> str:
         count(len(group.silos), "silo") if group.silos else "",
         count(int(config.get("run.rounds", 1)), "round"),
         f"{config.get('strategy.rule', '')} in {config.get('strategy.space', '')}",
-        f"base {config.get('base.model', '')}",
+        f"base {_short(str(config.get('base.model', '')))}",
         f"{'seed' if len(group.runs) == 1 else 'seeds'} {seeds}",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _short(base: str) -> str:
+    """A base's path without its beginning, which says nothing to others."""
+    return base if len(base) <= _LONGEST_BASE else "…/" + "/".join(base.split("/")[-2:])
 
 
 def headline_of(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> str:
@@ -68,8 +75,16 @@ def headline_of(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> s
     same = [group for group in comparable if number(group.mean(KEPT)) == number(leading.mean(KEPT))]
     names = listed([group.label for group in same])
     verb = "reach" if len(same) > 1 else "reaches"
-    best = f"{number(leading.mean(KEPT))} {leading.metric}"
-    return f"{names} {verb} the best mean of {count(len(comparable), 'experiment')}: {best}."
+    best = f"{number(leading.mean(KEPT))} in {leading.metric}{_beside(leading)}"
+    single = any(len(group.results) == 1 for group in comparable)
+    caution = " Of one seed the spread is unknown, so a small lead may be chance." if single else ""
+    return f"{names} {verb} the best mean of {count(len(comparable), 'experiment')}: {best}.{caution}"
+
+
+def _beside(group: Group) -> str:
+    """The best trivial baseline of an experiment, in brackets."""
+    name = trivial(group)
+    return f" (best trivial baseline: {label(name)}, {number(group.mean(name))})" if name else ""
 
 
 def comparison_headline(study: Comparison) -> str:
