@@ -101,6 +101,7 @@ class Station:
             steps=instruction.steps,
             stream=instruction.stream,
             splits=instruction.splits,
+            rows=instruction.rows,
             labels=instruction.labels,
             deadline_seconds=instruction.deadline_seconds,
             statistics=instruction.statistics,

@@ -140,8 +140,10 @@ def make(config: Config) -> Plan:
     check_parts(adapter, parts)
     shared = shared_part(adapter, parts)
     names = [card["name"] for card in cards]
-    sampled = len(sample(names, config.strategy.fraction, seed=config.run.seed, round=1))
+    asked = sample(names, config.strategy.fraction, seed=config.run.seed, round=1)
+    sampled = len(asked)
     strategies = Strategies.of(config.strategy)
+    strategies.check_names(asked)
     strategies.check_clients(sampled, quorum_of(sampled, config.strategy.quorum))
     traffic = replace(
         traffic_of(shared, sampled, config.wire.encoding, strategies.needs),

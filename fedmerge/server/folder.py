@@ -13,7 +13,7 @@
     private/<silo>/      what silos keep to themselves, by round, and
     personal/<silo>/     each silo's own final adapter, where a simulation sets lora.private
     result.json          the scores
-    tensorboard/, mlflow/  what the trackers of those names write
+    tensorboard/, mlflow/  what the trackers of those names write; MLflow keeps the runs before, too
 
 Each state.json has the hashes of its round's files and of the state.json of the round before.
 """
@@ -45,8 +45,7 @@ _OURS = (
     "result.json",
     "rounds",
     "adapter",
-    "tensorboard",
-    "mlflow",
+    "tensorboard",  # not mlflow/: that is a database of runs, and this process may have it open
     "private",
     "personal",
 )

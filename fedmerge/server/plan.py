@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from fedmerge.adapters.spaces import Factors, Space, parse_space
 from fedmerge.adapters.statistics import check_needs
 from fedmerge.errors import ConfigError, RoundFailed, RuleError
 from fedmerge.rules import Draw, Rule, Stack, parse_rule
+from fedmerge.rules.negation import check_there, negated_by
 from fedmerge.rules.statistics import needs_of
 from fedmerge.server.gate import Gate, parse_gate
 from fedmerge.server.outliers import OutlierPolicy, parse_guard
@@ -104,6 +106,20 @@ class Plan:
                 "has none: set strategy.space to factors(), and strategy.shadows likewise or to nothing"
             )
 
+    def check_names(self, asked: Sequence[str] | None) -> None:
+        """Refuse a rule that names a silo which the round does not ask, before anybody trains.
+
+        Args:
+            asked: names of the silos that the round asks; None where nobody knows them yet.
+
+        Raises:
+            RoundFailed: with the name.
+        """
+        try:
+            check_there(sorted(negated_by(self.rule)) if asked is not None else (), asked or ())
+        except RuleError as problem:
+            raise RoundFailed(f"{self.rule} can't merge this round: {problem}. Nothing was trained") from None
+
     def check_clients(self, asked: int, need: int) -> None:
         """Refuse a rule that could not merge as many replies as may come, before anybody trains.
 
@@ -120,10 +136,12 @@ class Plan:
             return  # the first depends on the tensors; the others weigh coordinates, and take any number
         for count in (asked, need):
             values = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
-            names = tuple(f"silo-{client}" for client in range(count))
+            named = sorted(negated_by(self.rule)) + [f"silo {client}" for client in range(count)]
             stack = Stack(values, torch.ones(count, 1, dtype=torch.float64))
             try:
-                self.rule(stack, Draw(seed=0, round=0, silos=names, tensor="trial", shape=(8,)))
+                self.rule(
+                    stack, Draw(seed=0, round=0, silos=tuple(named[:count]), tensor="trial", shape=(8,))
+                )
             except RuleError as problem:
                 raise RoundFailed(
                     f"{self.rule} can't merge {count} replies: {problem}. The round asks {asked} silos, and "

@@ -171,6 +171,7 @@ class MergeStrategy(Strategy):
         self._receive(arrays)
         self.observer.phase("waiting for nodes")
         asked = self.asker.choose(grid, server_round)
+        self.plan.check_names(None if self.asker.roster is None else asked.silos)
         self.plan.check_clients(len(asked.silos), asked.need)
         messages = self.asker.train(asked, arrays, config, server_round)
         report = RoundReport(server_round, asked.silos)

@@ -27,7 +27,8 @@ class Held:
 
     def __call__(self, candidates: Mapping[str, Adapter]) -> dict[str, float]:
         """The figures, "<candidate>/validation/<name>" -> value."""
-        return self.worker.evaluate(candidates, self.order)
+        found = self.worker.evaluate(candidates, self.order)
+        return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
 def held(config: Config, silos: Muster) -> Held | None:

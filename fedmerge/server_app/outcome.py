@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from fedmerge.adapters import Adapter
 from fedmerge.client_app import installed
 from fedmerge.config import Config
+from fedmerge.server.report import RoundReport
 from fedmerge.server.scores import HIGHER_IS_BETTER, summarize
-from fedmerge.server.standing import VALIDATION, rejection
+from fedmerge.server.standing import VALIDATION, Standing, rejection
 from fedmerge.server.strategy import MergeStrategy
 from fedmerge.server_app.errands import Traffic
 from fedmerge.server_app.muster import Muster
@@ -90,13 +91,32 @@ def _is_earlier(round: int, strategy: MergeStrategy) -> bool:
     return 0 < round < strategy.standing.made(strategy.broadcast, len(strategy.rounds))
 
 
+class Merging(Protocol):
+    """What merged the rounds: a strategy, or whoever else can tell of them."""
+
+    @property
+    def rounds(self) -> Sequence[RoundReport]:
+        """A report of each round."""
+        ...
+
+    @property
+    def standing(self) -> Standing:
+        """What the gate let pass."""
+        ...
+
+    @property
+    def broadcast(self) -> Adapter | None:
+        """What the last round made."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ended:
     """A run whose candidates are scored."""
 
     config: Config
     silos: Muster
-    strategy: MergeStrategy
+    strategy: Merging
     candidates: Mapping[str, Adapter]
     scores: Scores
 
@@ -113,7 +133,7 @@ class Ended:
         if good is None or after is None:
             return ""
         before = summarize(self.scores.metrics, _name(good.round), VALIDATION, after.metric)
-        why = self.strategy.plan.gate.judge(before, after)
+        why = self.strategy.standing.gate.judge(before, after)
         return rejection(len(self.strategy.rounds), why, "it is not kept") if why else ""
 
     @property

@@ -198,7 +198,7 @@ class Worker:
             for name in order.splits:
                 if not self._rows(order.silo, name):
                     continue
-                held_out = self._split(order, name)
+                held_out = self._split(order, name).spread(order.rows)
                 size = self.settings.train.evaluation_batch_size
                 found = evaluate(self._model, task, held_out, lambda: self._split(reference, "train"), size)
                 scores |= {

@@ -63,7 +63,7 @@ class Question:
         """The folder, absolute."""
         if self.folder is not None:
             return self.folder.expanduser().absolute()
-        still = {"strategy.rule": "fedavg()", "run.seed": 0, "strategy.shadows": ""}
+        still: Flat = {"strategy.rule": "fedavg()", "run.seed": 0, "strategy.shadows": ""}
         config = read_config({**self.simulation, **self.sets, **still})
         return Path("runs", f"compare-{config.run.name}-{config.digest[:8]}").absolute()
 
@@ -217,17 +217,18 @@ class _Season:
         shutil.rmtree(folder, ignore_errors=True)  # of another knob, or not whole: all of it is in the memo
         self.executor.digests.clear()
         result = conduct(config, grid_over(self.executor))
+        entry = Entry(result, dict(self.executor.digests), self.executor.scope, self.executor.labels)
         about = {
             "digest": config.digest,
-            "scope": self.executor.scope,
-            "digests": dict(self.executor.digests),
-            "labels": list(self.executor.labels),
+            "scope": entry.scope,
+            "digests": entry.digests,
+            "labels": list(entry.labels),
         }
         with storage.writing(folder):
             if not config.run.record:
                 shutil.rmtree(folder / "rounds", ignore_errors=True)
             storage.write_json(folder / "study.json", about)
-        return Entry(result, about["digests"], self.executor.scope, self.executor.labels)
+        return entry
 
     def trial(self, strategy: Strategy, rounds: int) -> float | None:
         """The strategy's mean score on validation rows after so many rounds; None where it has none.

@@ -76,6 +76,7 @@ class Instruction:
         steps: amount of training in optimizer steps.
         stream: a label that is mixed into the random seed; "" in rounds.
         splits: held-out splits to score on, of "validation" and "test".
+        rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
         head: another head to score with, "centroid"; "" is the task's own.
@@ -92,6 +93,7 @@ class Instruction:
     steps: int = 0
     stream: str = ""
     splits: tuple[str, ...] = ()
+    rows: int = 0
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     head: str = ""
@@ -106,7 +108,7 @@ class Instruction:
         record["fingerprint"], record["stream"] = self.fingerprint, self.stream
         record["deadline-seconds"] = float(self.deadline_seconds)
         record["epochs"], record["steps"] = self.epochs, self.steps
-        record["splits"] = ",".join(self.splits)
+        record["splits"], record["rows"] = ",".join(self.splits), self.rows
         record["labels"] = json.dumps(list(self.labels)) if self.labels else ""
         record["statistics"] = ",".join(self.statistics)
         if self.head or self.outcomes:
@@ -132,6 +134,7 @@ class Instruction:
             steps=read(config, "steps", int, 0),
             stream=read(config, "stream", str, ""),
             splits=tuple(part for part in read(config, "splits", str, "").split(",") if part),
+            rows=read(config, "rows", int, 0),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
             head=read(config, "head", str, ""),
