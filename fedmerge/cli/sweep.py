@@ -105,11 +105,13 @@ def _check_use(
     if adapters and len(models) < 2:
         raise ConfigError(f"--adapters: {count(len(models), 'adapter')} given, expected two or more")
     if not adapters and len(models) != 1:
-        raise ConfigError(f"{len(models)} folders given, expected one run; adapters are named after --adapters")
+        raise ConfigError(
+            f"{len(models)} folders given, expected one run; adapters are named after --adapters"
+        )
     if not adapters and (simulation or sets or output):
         raise ConfigError(
-            "--simulation, --set and --output belong to --adapters; a run is scored by its own configuration, "
-            "and its sweep lies in its folder"
+            "--simulation, --set and --output belong to --adapters; a run is scored by its own "
+            "configuration, and its sweep lies in its folder"
         )
 
 
@@ -193,7 +195,9 @@ def shown(result: Mapping[str, Any], width: int) -> list[RenderableType]:
 
 
 def _title(result: Mapping[str, Any]) -> str:
-    rows = f"{result['rows']} validation rows of each silo" if result["rows"] else "each silo's validation rows"
+    rows = (
+        f"{result['rows']} validation rows of each silo" if result["rows"] else "each silo's validation rows"
+    )
     return f"{count(result['scored'], 'candidate')}: {metric_words(result)}; measured on {rows}"
 
 
@@ -220,7 +224,9 @@ def _table(result: Mapping[str, Any], width: int) -> Table:
         on = scores["validation"] or {}
         label = f"fedavg: {result['reference']}" if name == "fedavg" else name
         test = (scores["test"] or {}).get("mean")
-        table.add_row(label, number(on.get("mean")), number(on.get("worst")), "", "", number(test), style="dim")
+        table.add_row(
+            label, number(on.get("mean")), number(on.get("worst")), "", "", number(test), style="dim"
+        )
     return table
 
 
@@ -244,7 +250,11 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     if result["scored"] > 1:
         notes.append(
             f"the best of {result['scored']} looks better on the rows that chose it than it is; "
-            + ("its test score is the honest one" if best["test"] else "there are no test rows to tell how much")
+            + (
+                "its test score is the honest one"
+                if best["test"]
+                else "there are no test rows to tell how much"
+            )
         )
     if result["failed"]:
         first = result["failed"][0]

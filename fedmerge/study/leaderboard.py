@@ -88,7 +88,9 @@ class Line:
             None if values.get(name) is None else {str(k): float(v) for k, v in values[name].items()}
             for name in ("silos", "counts")
         )
-        mean, worst = (None if values.get(name) is None else float(values[name]) for name in ("mean", "worst"))
+        mean, worst = (
+            None if values.get(name) is None else float(values[name]) for name in ("mean", "worst")
+        )
         if (mean is None or not silos) and not values.get("error"):
             raise ValueError("neither a score nor an error")
         candidate = Candidate(str(values["rule"]), str(values["space"]))

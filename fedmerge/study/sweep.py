@@ -216,7 +216,10 @@ class Sweep:
     def _on_test_rows(self, best: Line) -> Mapping[str, Scored]:
         """Test rows are looked at here, once, after the choice."""
         chosen = {str(best.candidate): self.winner.adapter()}
-        if self.settings.reference != best.candidate and self._lines[self.settings.reference].mean is not None:
+        if (
+            self.settings.reference != best.candidate
+            and self._lines[self.settings.reference].mean is not None
+        ):
             chosen[str(self.settings.reference)] = self.material.merged(self.settings.reference)
         found = self.scorer.now(self.standing | chosen, "test")
         return {name: scored for name, scored in found.items() if scored.summary is not None}

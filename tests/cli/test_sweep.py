@@ -73,11 +73,15 @@ def test_ctrl_c_says_what_is_kept(fedmerge, recorded: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Sweep, "_told", stopping)
-    stopped = fedmerge("sweep", recorded, "--candidates", "ties(density=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])", "--rows", 2)
+    stopped = fedmerge(
+        "sweep", recorded, "--candidates", "ties(density=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])", "--rows", 2
+    )
     assert stopped.exit_code == 130
     assert "candidates are in" in stopped.stderr
     monkeypatch.undo()
-    done = fedmerge("sweep", recorded, "--candidates", "ties(density=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])", "--rows", 2)
+    done = fedmerge(
+        "sweep", recorded, "--candidates", "ties(density=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])", "--rows", 2
+    )
     assert done.exit_code == 0
     assert "were known from an earlier call" in done.stdout
 

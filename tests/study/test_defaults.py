@@ -54,7 +54,9 @@ def test_statistics_and_factors_only_where_they_are():
 
 def test_of_large_weights_nothing_forms_matrices_of_their_size():
     large = default_candidates(Situation(3, 48, MOST_ENTRIES + 1))
-    assert not any("ties" in c.rule and c.space.startswith("product") and "knots" not in c.rule for c in large)
+    assert not any(
+        "ties" in c.rule and c.space.startswith("product") and "knots" not in c.rule for c in large
+    )
     assert len(large) > 60
 
 
@@ -75,5 +77,7 @@ def test_what_can_not_work_does_not_fit():
     situation = Situation(3, 8, 100)
     assert not fits(expand(["ties() @ stacked()"])[0], situation)
     assert not fits(expand(["fisher() @ factors()"])[0], situation)
-    assert not fits(expand(["fisher() @ product()"])[0], Situation(3, 8, 100, statistics=frozenset({"fisher"})))
+    assert not fits(
+        expand(["fisher() @ product()"])[0], Situation(3, 8, 100, statistics=frozenset({"fisher"}))
+    )
     assert fits(expand(["fedavg() @ stacked()"])[0], situation)

@@ -24,10 +24,10 @@ GRID = expand(["ties(density=[0.2, 0.5], scale=[0.5, 1.0, 1.5]) @ [product(), co
 TARGET = 8.0
 
 
-def adapter(seed: int, lora: Lora | None = Lora(2, 4.0)) -> Adapter:
+def adapter(seed: int) -> Adapter:
     draw = torch.Generator().manual_seed(seed)
     pair = {"q.lora_A.weight": (2, 6), "q.lora_B.weight": (5, 2)}
-    return Adapter({name: torch.randn(shape, generator=draw) for name, shape in pair.items()}, lora)
+    return Adapter({name: torch.randn(shape, generator=draw) for name, shape in pair.items()}, Lora(2, 4.0))
 
 
 def material() -> Material:
@@ -43,7 +43,9 @@ def length(given: Adapter) -> float:
 class Lengths:
     """Scores an adapter by how far the length of its update is from a target; counts what it is asked."""
 
-    def __init__(self, *, validation: bool = True, stop_after: int = 10_000, bad: frozenset[str] = frozenset()):
+    def __init__(
+        self, *, validation: bool = True, stop_after: int = 10_000, bad: frozenset[str] = frozenset()
+    ):
         self.validation, self.stop_after, self.bad = validation, stop_after, bad
         self.asked: list[str] = []
         self.tested: list[str] = []
@@ -76,7 +78,9 @@ class Lengths:
             return Scored(None, error="its loss is not finite at silo-1")
         value = abs(length(given) - TARGET)
         silos = {"silo-0": value, "silo-1": value + 0.1, "silo-2": value + 0.2}
-        return Scored(Summary("loss", silos, value + 0.1, value + 0.1, value + 0.2), dict.fromkeys(silos, 5.0))
+        return Scored(
+            Summary("loss", silos, value + 0.1, value + 0.1, value + 0.2), dict.fromkeys(silos, 5.0)
+        )
 
 
 class Silent:
@@ -101,7 +105,7 @@ def swept(folder: Path, source, scorer=None, key: str = "key", **settings: float
 
 
 def test_every_candidate_has_a_line_and_the_best_is_kept(tmp_path: Path):
-    found, scorer = swept(tmp_path, Grid(GRID))
+    found, _ = swept(tmp_path, Grid(GRID))
     assert list(found.lines) == [REFERENCE, *GRID]
     assert found.computed == len(GRID) + 1
     assert found.stopped == ""
@@ -144,7 +148,9 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path, stop_afte
     found, scorer = swept(tmp_path / "cut", Grid(GRID))
     assert len(first) + len(scorer.asked) == len(GRID) + 1
     assert not {str(line.candidate) for line in first} & set(scorer.asked)
-    assert {c: line.mean for c, line in found.lines.items()} == {c: line.mean for c, line in whole.lines.items()}
+    assert {c: line.mean for c, line in found.lines.items()} == {
+        c: line.mean for c, line in whole.lines.items()
+    }
     assert load_adapter(tmp_path / "cut" / "best").metadata["rule"] == whole.best.candidate.rule
 
 
@@ -229,5 +235,7 @@ def test_without_validation_rows_nothing_can_be_chosen(tmp_path: Path):
 
 def test_where_nothing_has_a_score_it_says_why(tmp_path: Path):
     bad = frozenset({str(REFERENCE)})
-    with pytest.raises(ConfigError, match=r"none of 1 candidates has a score; fedavg\(\) @ product\(\): its loss"):
+    with pytest.raises(
+        ConfigError, match=r"none of 1 candidates has a score; fedavg\(\) @ product\(\): its loss"
+    ):
         swept(tmp_path, Grid([]), Lengths(bad=bad))
