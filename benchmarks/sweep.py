@@ -2,10 +2,10 @@
 
     python benchmarks/sweep.py RUN [--rows 12] [--candidates TEXT] [--json out.json]
 
-RUN is the folder of a run with `run.record = true`; the sweep is made in a copy of it, so that nothing is known
-from before. Counted is the whole command, in a process of its own: imports, loading, every merge, every scoring,
-and the test rows at the end. CPU seconds are of the command and all its workers; half of them is what two idle
-cores would take at best, and says more than the wall clock where other work keeps the machine busy.
+RUN is the folder of a run with `run.record = true`; the sweep is made in a copy of it, so that nothing is
+known from before. Counted is the whole command, in a process of its own: imports, loading, every merge, every
+scoring, and the test rows at the end. CPU seconds are of the command and all its workers; half of them is what
+two idle cores would take at best, and says more than the wall clock where other work keeps the machine busy.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class Order:
 
     Args:
         silo: whose data to use.
-        round: from 1; 0 outside of rounds.
+        round: from 1; 0 outside of rounds. Of an evaluation, the round that made the adapters.
         seed: of the run.
         epochs: passes over the silo's rows; exactly one of epochs and steps is above 0 where it trains.
         steps: optimizer steps.
@@ -28,6 +28,7 @@ class Order:
         head: another head to score with, "centroid" (class means of all silos' training rows here); "" is
             the task's own.
         outcomes: whether scores come with what each held-out row contributed to them.
+        run: names the run, where silos remember something of it in a folder of their own.
     """
 
     silo: str
@@ -43,6 +44,7 @@ class Order:
     statistics: tuple[str, ...] = ()
     head: str = ""
     outcomes: bool = False
+    run: str = ""
 
     @property
     def place(self) -> str:

@@ -26,7 +26,7 @@ STEPS = (0.5, 1.5, 2.0, 3.0)
 
 MOST_ENTRIES = 100_000_000
 """Of all adapted weights together, up to which a rule that looks at entries is tried in product space. There
-it works on matrices of the weights' size, and one of 4096 x 4096 took 1.0 to 1.4 s on one thread (8 silos)."""
+it works on matrices of the weights' size; one of 4096 x 4096 took 1.0 to 1.4 s on one thread (8 silos)."""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class Instruction:
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
         head: another head to score with, "centroid"; "" is the task's own.
         outcomes: whether scores come with what each row contributed to them; only simulations answer that.
+        run: names the run to silos that remember something of it; "" where they have nothing to remember.
     """
 
     round: int = 0
@@ -97,6 +98,7 @@ class Instruction:
     statistics: tuple[str, ...] = ()
     head: str = ""
     outcomes: bool = False
+    run: str = ""
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -111,6 +113,7 @@ class Instruction:
         record["statistics"] = ",".join(self.statistics)
         if self.head or self.outcomes:
             record["head"], record["outcomes"] = self.head, self.outcomes
+        record["statistics"], record["run"] = ",".join(self.statistics), self.run
         return record
 
     @classmethod
@@ -136,6 +139,7 @@ class Instruction:
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
             head=read(config, "head", str, ""),
             outcomes=read(config, "outcomes", bool, False),
+            run=read(config, "run", str, ""),
         )
 
 
