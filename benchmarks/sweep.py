@@ -4,8 +4,8 @@
 
 RUN is the folder of a run with `run.record = true`; the sweep is made in a copy of it, so that nothing is
 known from before. Counted is the whole command, in a process of its own: imports, loading, every merge, every
-scoring, and the test rows at the end. CPU seconds are of the command and all its workers; half of them is what
-two idle cores would take at best, and says more than the wall clock where other work keeps the machine busy.
+scoring, and the test rows at the end. CPU seconds are of the command and all its workers; half of them is
+what two idle cores take at best, and says more than the wall clock where other work keeps the machine busy.
 """
 
 from __future__ import annotations
