@@ -110,8 +110,8 @@ def _check_use(
         )
     if not adapters and (simulation or sets or output):
         raise ConfigError(
-            "--simulation, --set and --output belong to --adapters; a run is scored by its own configuration, "
-            "and its sweep lies in its folder"
+            "--simulation, --set and --output belong to --adapters; a run is scored by its own "
+            "configuration, and its sweep lies in its folder"
         )
 
 

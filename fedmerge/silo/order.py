@@ -21,7 +21,6 @@ class Order:
         steps: optimizer steps.
         stream: a label mixed into the random seed; "" in rounds.
         splits: held-out splits to score on, of "validation" and "test".
-        rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
         labels: the labels that all silos agreed on; empty where the task has none.
         deadline_seconds: training stops so many seconds after the order's start; 0 is without limit.
         statistics: what is measured of the trained adapter, "fisher" or "gram", for the server's rule.
@@ -29,6 +28,7 @@ class Order:
         head: another head to score with, "centroid" (class means of all silos' training rows here); "" is
             the task's own.
         outcomes: whether scores come with what each held-out row contributed to them.
+        rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
     """
 
     silo: str
@@ -38,13 +38,13 @@ class Order:
     steps: int = 0
     stream: str = ""
     splits: tuple[str, ...] = ()
-    rows: int = 0
     labels: tuple[str, ...] = ()
     deadline_seconds: float = 0.0
     statistics: tuple[str, ...] = ()
     run: str = ""
     head: str = ""
     outcomes: bool = False
+    rows: int = 0
 
     @property
     def place(self) -> str:

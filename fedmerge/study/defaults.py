@@ -25,8 +25,8 @@ STEPS = (0.5, 1.5, 2.0, 3.0)
 """Lengths of the step of task arithmetic, in multiples of the mean; 1 is fedavg."""
 
 MOST_ENTRIES = 100_000_000
-"""Of all adapted weights together, up to which a rule that looks at entries is tried in product space, where it
-works on matrices of the weights' size: one such merge takes 5 to 10 seconds there on one thread."""
+"""Of all adapted weights together, up to which a rule that looks at entries is tried in product space. There
+it works on matrices of the weights' size; one of 4096 x 4096 took 1.0 to 1.4 s on one thread (8 silos)."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def _texts(situation: Situation) -> Iterator[str]:
     yield f"dare(density=[0.1, 0.5], scale=[1.0, 2.0]) @ {core}"
     yield f"knots(rule=ties(density=[0.2, 0.5], scale=[0.5, 1.0])) @ {exact}"
     yield f"tsv_merge(scale={_steps(situation, (1.0, 2.0, 3.0))}) @ {exact}"
-    yield f"[iso_c(scale={_steps(situation, STEPS)}), iso_cts(scale={_steps(situation, (1.0, 2.0))})] @ {exact}"
+    yield f"iso_c(scale={_steps(situation, STEPS)}) @ {exact}"
+    yield f"iso_cts(scale={_steps(situation, (1.0, 2.0))}) @ {exact}"
     yield f"cart(density=0.1, scale=[0.3, 1.0]) @ {exact}"
     if FISHER in situation.statistics:
         yield "fisher(scale=[1.0, 1.5], normalize=['none', 'tensor']) @ factors()"

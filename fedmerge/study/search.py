@@ -1,8 +1,8 @@
 """Who says what is merged next: a grid, or one of Optuna's samplers. Both are asked, and told.
 
-A search repeats itself: the same texts, sampler and seed ask for the same candidates, as long as they are told
-the same scores. A sweep that goes on after an interruption therefore starts the search anew, and answers from
-the leaderboard what is known already.
+A search repeats itself: the same texts, sampler and seed ask for the same candidates, as long as they are
+told the same scores. A sweep that goes on after an interruption therefore starts the search anew, and answers
+from the leaderboard what is known already.
 """
 
 from __future__ import annotations

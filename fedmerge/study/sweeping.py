@@ -126,7 +126,8 @@ def result_of(job: Job, asked: Asked, found: Swept) -> dict[str, Any]:
     about["fedavg"] = _line(reference, found.test)
     return {
         "kind": "sweep", **job.about, "folder": str(job.folder), "metric": best.metric,
-        "higher_is_better": HIGHER_IS_BETTER.get(best.metric, True), "split": "validation", "rows": asked.rows,
+        "higher_is_better": HIGHER_IS_BETTER.get(best.metric, True), "split": "validation",
+        "rows": asked.rows,
         "candidates": len(found.lines), "scored": len(lines), "computed": found.computed,
         "failed": [{"candidate": str(line.candidate), "error": line.error}
                    for line in found.lines.values() if line.mean is None],

@@ -76,12 +76,12 @@ class Instruction:
         steps: amount of training in optimizer steps.
         stream: a label that is mixed into the random seed; "" in rounds.
         splits: held-out splits to score on, of "validation" and "test".
-        rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
         run: names the run to silos that remember something of it; "" where they have nothing to remember.
         head: another head to score with, "centroid"; "" is the task's own.
         outcomes: whether scores come with what each row contributed to them; only simulations answer that.
+        rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
     """
 
     round: int = 0
@@ -93,12 +93,12 @@ class Instruction:
     steps: int = 0
     stream: str = ""
     splits: tuple[str, ...] = ()
-    rows: int = 0
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     run: str = ""
     head: str = ""
     outcomes: bool = False
+    rows: int = 0
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""

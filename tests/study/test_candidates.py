@@ -29,7 +29,8 @@ def test_rules_and_stages_can_be_chosen_from_and_lists_stand_inside_of_rules():
     assert texts("[fedavg(), median] @ core()") == ["fedavg() @ core()", "median() @ core()"]
     nested = texts("knots(rule=[ties(density=[0.1, 0.2]), fedavg()])")
     assert nested == [
-        "knots(rule=ties(density=0.1)) @ product()", "knots() @ product()", "knots(rule=fedavg()) @ product()",
+        "knots(rule=ties(density=0.1)) @ product()", "knots() @ product()",
+        "knots(rule=fedavg()) @ product()",
     ]  # fmt: skip
     assert len(texts("chain(keep_largest(density=[0.1, 0.5]), elect_sign(), mean(), scale([1.0, 2.0]))")) == 4
 
@@ -94,7 +95,8 @@ class Highest:
 
 def test_a_search_decides_what_is_open_and_nothing_else():
     chooser = Highest()
-    text = "ties(density=between(0.1, 0.9), scale=[0.5, 2.0], votes='mass') @ [core(), product(rank=between(4, 8))]"
+    spaces = "[core(), product(rank=between(4, 8))]"
+    text = f"ties(density=between(0.1, 0.9), scale=[0.5, 2.0], votes='mass') @ {spaces}"
     found = parse_template(text).chosen(chooser)
     assert found == Candidate("ties(density=0.9, scale=2.0)", "product(rank=8)")
     assert chooser.asked == ["rule.ties.density", "rule.ties.scale", "space", "space.product.rank"]

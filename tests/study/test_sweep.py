@@ -24,10 +24,10 @@ GRID = expand(["ties(density=[0.2, 0.5], scale=[0.5, 1.0, 1.5]) @ [product(), co
 TARGET = 8.0
 
 
-def adapter(seed: int, lora: Lora | None = Lora(2, 4.0)) -> Adapter:
+def adapter(seed: int) -> Adapter:
     draw = torch.Generator().manual_seed(seed)
     pair = {"q.lora_A.weight": (2, 6), "q.lora_B.weight": (5, 2)}
-    return Adapter({name: torch.randn(shape, generator=draw) for name, shape in pair.items()}, lora)
+    return Adapter({name: torch.randn(shape, generator=draw) for name, shape in pair.items()}, Lora(2, 4.0))
 
 
 def material() -> Material:
@@ -105,7 +105,7 @@ def swept(folder: Path, source, scorer=None, key: str = "key", **settings: float
 
 
 def test_every_candidate_has_a_line_and_the_best_is_kept(tmp_path: Path):
-    found, scorer = swept(tmp_path, Grid(GRID))
+    found, _ = swept(tmp_path, Grid(GRID))
     assert list(found.lines) == [REFERENCE, *GRID]
     assert found.computed == len(GRID) + 1
     assert found.stopped == ""
