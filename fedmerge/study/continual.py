@@ -150,7 +150,7 @@ def remove(
     told = EXACT.format(silo=silo) if exact else ""
     if last.round.number > 1:
         told = NOT_UNLEARNING.format(last=last.round.number, silo=silo)
-    about = {"kind": "remove" if negate is None else "negate", "silo": silo, "exact": exact}
+    about: dict[str, Any] = {"kind": "remove" if negate is None else "negate", "silo": silo, "exact": exact}
     about["notes"] = [told] if told else []
     return _again(last, config, lambda _: material, about, observer)
 
