@@ -228,11 +228,12 @@ def read_config(flat: Mapping[str, Scalar]) -> Config:
             "run.baselines: 'centroids' are means of classes, "
             f"and task.kind = {full['task.kind']!r} has none; leave it out"
         )
+    silo = _silo(full, run.seed)
     return Config(
         run=run,
         engine=EngineSettings(**_section(full, "engine")),
-        silo=_silo(full, run.seed),
-        strategy=_strategy(full),
+        silo=silo,
+        strategy=_strategy(full, silo.lora),
         wire=WireSettings(**_section(full, "wire")),
         flat=full,
     )
@@ -240,13 +241,10 @@ def read_config(flat: Mapping[str, Scalar]) -> Config:
 
 def _silo(full: Flat, seed: int) -> SiloSettings:
     data = _section(full, "data")
-    if data["seed"] == FOLLOW_RUN:
-        data["seed"] = seed
+    data["seed"] = seed if data["seed"] == FOLLOW_RUN else data["seed"]
     train = TrainSettings(**_section(full, "train"))
     if not (train.epochs or train.steps):
-        raise ConfigError(
-            "train.epochs and train.steps are both 0: a round would train nothing; set one of them"
-        )
+        raise ConfigError("train.epochs and train.steps are both 0: a round would train nothing; set one")
     settings = SiloSettings(
         base=BaseSettings(**_section(full, "base")),
         lora=LoraSettings(**_section(full, "lora")),
@@ -260,12 +258,17 @@ def _silo(full: Flat, seed: int) -> SiloSettings:
     return settings
 
 
-def _strategy(full: Flat) -> StrategySettings:
+def _strategy(full: Flat, lora: LoraSettings) -> StrategySettings:
     settings = StrategySettings(**_section(full, "strategy"))
     try:
-        Plan.of(settings).check_rounds(int(full["run.rounds"]))
+        plan = Plan.of(settings)
+        plan.check_rounds(int(full["run.rounds"]))
+        if {"A", "B"}.intersection(lora.private_parts):
+            plan.check_halves(lora.private)
     except FedMergeError as error:
         raise ConfigError(f"[strategy]: {error}") from None
+    if settings.shadow_scoring == "server" and not full["data.server"]:
+        raise ConfigError("strategy.shadow-scoring = 'server' needs rows that the server holds: data.server")
     return settings
 
 

@@ -86,6 +86,21 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base's shape and tokenizer with other random weights."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("other") / "base"
+    shutil.copytree(tiny_base, folder)
+    torch.manual_seed(1)
+    LlamaForCausalLM(AutoConfig.from_pretrained(tiny_base)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty lines for each of three silos."""
     drawn = random.Random(0)
@@ -130,3 +145,26 @@ def tiny_flat(
         return flat | {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def recorded_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the recorded run lies, once a test made it."""
+    return tmp_path_factory.mktemp("recorded") / "run"
+
+
+@pytest.fixture
+def recorded(tiny_flat: Callable[..., dict], recorded_place: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of two rounds over three silos, its deltas kept."""
+    import shutil
+
+    from fedmerge.config import read_config
+    from fedmerge.engine.local import run_local
+
+    if not (recorded_place / "result.json").is_file():
+        run_local(
+            read_config(tiny_flat(run__record=True, run__output=str(recorded_place), run__baselines=""))
+        )
+    folder = tmp_path / "kept-run"
+    shutil.copytree(recorded_place, folder)
+    return folder

@@ -1,148 +1,48 @@
-"""How the silos' updates lie to each other: how long, how alike, where they disagree, and who leads."""
+"""How fine-tunes of one base lie to each other, measured on one's own: what `fedmerge.geometry` offers.
+
+- `compare`: lengths, cosines, influence, leader. `relative_lengths`, `relative_length`, `weight_norms`:
+  by the weights moved.
+- `sign_conflict`: where silos disagree about a sign, before and after a trim.
+- `spectra`: effective rank, and the energy of the leading directions.
+- `measure_line`, `barrier`: linear mode connectivity; `measure_plane`: the loss around three points. Both
+  take `evaluate`, which scores an adapter; `blend` makes the points.
+- `sentences`: from `Figures` to plain words.
+
+Nothing here forms a LoRA product as a whole, and nothing trains.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from fedmerge.adapters.angles import Geometry, compare
+from fedmerge.adapters.blend import blend
+from fedmerge.adapters.connectivity import Ends, Line, Point, barrier, measure_line, spread_points
+from fedmerge.adapters.figures import Figures
+from fedmerge.adapters.findings import sentences
+from fedmerge.adapters.lengths import relative_length, relative_lengths, weight_norms
+from fedmerge.adapters.plane import Plane, Triangle, measure_plane
+from fedmerge.adapters.sign_conflict import Conflict, sign_conflict
+from fedmerge.adapters.spectra import Spectrum, spectra
 
-import torch
-from torch import Tensor
-
-from fedmerge.adapters.adapter import Adapter, as_adapter
-from fedmerge.adapters.checks import agreed_lora, check_together, check_weights
-from fedmerge.adapters.grams import gram_of_tensors, gram_of_updates
-from fedmerge.adapters.pairs import split_names
-from fedmerge.adapters.updates import updates_of
-from fedmerge.errors import AdapterMismatch
-from fedmerge.rules.gram import cosines_of, norms_of
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What `compare` found, in plain values; clients in the order given.
-
-    LoRA pairs count as the true updates of their weights where the LoRA settings are known
-    (`in_products`); else A and B count as tensors of their own.
-
-    Args:
-        norms: Frobenius norm of each client's whole update.
-        cosines: `(clients, clients)`; 0 for a client whose update is zero.
-        layers: by module or tensor, each client's norm there.
-        influence: each client's part of the weighted mean update, signed, with sum 1: its projection
-            on the mean, times its share of the weights. All 0 where the mean is zero.
-        leader: position of the client of largest influence; None where the mean is zero.
-        sign_conflict: share of the sent coordinates (of the factors, not their products) in which clients
-            move in opposite directions, of those in which any moves; None where no tensor has one shape for
-            all.
-        in_products: whether LoRA pairs were compared as products.
-    """
-
-    norms: tuple[float, ...]
-    cosines: tuple[tuple[float, ...], ...]
-    layers: dict[str, tuple[float, ...]]
-    influence: tuple[float, ...]
-    leader: int | None
-    sign_conflict: float | None
-    in_products: bool
-
-
-def compare(
-    deltas: Sequence[Adapter | Mapping[str, Tensor]],
-    weights: Sequence[float] | Tensor | None = None,
-    received: Adapter | Mapping[str, Tensor] | None = None,
-) -> Geometry:
-    """Compare deltas without merging them.
-
-    Inner products of LoRA products come from the Gram matrices of the factors, `tr((B_i' B_j)(A_j A_i'))`:
-    nothing of the layer's size is formed.
-
-    Args:
-        deltas: as for `merge`.
-        weights: raw weights, for `influence` alone; None: all alike.
-        received: what the clients started from.
-
-    Returns:
-        Norms, cosines, influence and conflict.
-
-    Raises:
-        AdapterMismatch: deltas that do not belong together, or none.
-        RuleError: weights that can't be used.
-
-    Example:
-        >>> one, two = {"x": torch.tensor([3.0, 4.0])}, {"x": torch.tensor([3.0, -4.0])}
-        >>> found = compare([one, two])
-        >>> found.norms, round(found.cosines[0][1], 2), found.sign_conflict
-        ((5.0, 5.0), -0.28, 0.5)
-    """
-    clients = [as_adapter(delta) for delta in deltas]
-    if not clients:
-        raise AdapterMismatch("compare() was given no delta, expected at least one")
-    start = None if received is None else as_adapter(received)
-    shares = torch.tensor(check_weights(weights, len(clients)), dtype=torch.float64)
-    labels = {f"delta {position}": delta for position, delta in enumerate(clients)}
-    own_settings = start is None and all(delta.lora is not None for delta in clients)
-    check_together(start, labels, mixed_ranks=own_settings)
-    with torch.no_grad():
-        grams, in_products = _grams(start, labels, own_settings)
-        return _geometry(grams, shares / shares.sum(), _sign_conflict(clients), in_products)
-
-
-def _grams(
-    received: Adapter | None, labels: Mapping[str, Adapter], own_settings: bool
-) -> tuple[dict[str, Tensor], bool]:
-    """By module or tensor, the clients' inner products, float64 `(clients, clients)`."""
-    clients = list(labels.values())
-    pairs, others = split_names(clients[0].tensors)
-    if not own_settings:
-        everyone = [*labels.items(), *([] if received is None else [("the received adapter", received)])]
-        lora = agreed_lora(everyone, "they can't be compared")
-        received = received and Adapter(received.tensors, lora)
-        clients = [Adapter(client.tensors, lora) for client in clients]
-    in_products = clients[0].lora is not None and bool(pairs)
-    if not in_products:
-        pairs, others = (), tuple(sorted(clients[0].tensors))
-    grams = {
-        pair.module: gram_of_updates(updates_of(pair, received, clients, torch.device("cpu")))
-        for pair in pairs
-    }
-    return grams | {
-        name: gram_of_tensors([client.tensors[name] for client in clients]) for name in others
-    }, in_products
-
-
-def _geometry(
-    grams: Mapping[str, Tensor], shares: Tensor, sign_conflict: float | None, in_products: bool
-) -> Geometry:
-    gram = torch.stack(list(grams.values())).sum(dim=0)
-    norms, cosines = norms_of(gram), cosines_of(gram)
-    onto_mean = gram @ shares
-    mean_square = float(shares @ onto_mean)
-    influence = shares * onto_mean / mean_square if mean_square > 0 else torch.zeros_like(shares)
-    return Geometry(
-        norms=tuple(norms.tolist()),
-        cosines=tuple(tuple(row) for row in cosines.tolist()),
-        layers={name: tuple(norms_of(layer).tolist()) for name, layer in grams.items()},
-        influence=tuple(influence.tolist()),
-        leader=int(influence.argmax()) if mean_square > 0 else None,
-        sign_conflict=sign_conflict,
-        in_products=in_products,
-    )
-
-
-def _sign_conflict(clients: Sequence[Adapter]) -> float | None:
-    moved, against, compared = 0, 0, False
-    for name in sorted(clients[0].tensors):
-        tensors = [client.tensors[name].detach().cpu() for client in clients]
-        if len({tensor.shape for tensor in tensors}) > 1:
-            continue
-        compared = True
-        up, down = (
-            torch.zeros_like(tensors[0], dtype=torch.bool),
-            torch.zeros_like(tensors[0], dtype=torch.bool),
-        )
-        for tensor in tensors:
-            up |= tensor > 0
-            down |= tensor < 0
-        moved += int((up | down).sum())
-        against += int((up & down).sum())
-    return (against / moved if moved else 0.0) if compared else None
+__all__ = [
+    "Conflict",
+    "Ends",
+    "Figures",
+    "Geometry",
+    "Line",
+    "Plane",
+    "Point",
+    "Spectrum",
+    "Triangle",
+    "barrier",
+    "blend",
+    "compare",
+    "measure_line",
+    "measure_plane",
+    "relative_length",
+    "relative_lengths",
+    "sentences",
+    "sign_conflict",
+    "spectra",
+    "spread_points",
+    "weight_norms",
+]

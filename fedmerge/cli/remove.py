@@ -31,8 +31,8 @@ def remove(
 ) -> Outcome:
     """Merge a finished run again without a silo, and score every silo before and after."""
     from fedmerge.cli.progress import watching
-    from fedmerge.server.storage import file_name
     from fedmerge.study.continual import remove as merge_without
+    from fedmerge.wire.filenames import file_name
 
     folder = check_output(output or run.absolute().with_name(f"{run.absolute().name}-{file_name(silo)}"))
     with watching(1) as observer:

@@ -19,6 +19,7 @@ from fedmerge.adapters.statistics import Statistics
 from fedmerge.config import Config
 from fedmerge.errors import ConfigError
 from fedmerge.rules.statistics import needs_of
+from fedmerge.server.counterfactuals import shadowed
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.guard import Admitted
 from fedmerge.server.merging import Closed, Merger
@@ -26,6 +27,7 @@ from fedmerge.server.observer import Observer, Several
 from fedmerge.server.plan import Plan
 from fedmerge.server.reading import finite_norm
 from fedmerge.server.report import RoundReport
+from fedmerge.server.standing import Standing
 from fedmerge.server.weighting import weights_of
 from fedmerge.server_app import outcome
 from fedmerge.server_app.errands import Traffic
@@ -100,6 +102,8 @@ class OneRound:
         material: what is merged.
         observer: told of progress.
         reports: of the round, once it is merged.
+        standing: without a gate: whoever merges what is at hand sees the scores before and after.
+        broadcast: what was merged, once it is.
     """
 
     config: Config
@@ -107,6 +111,8 @@ class OneRound:
     material: Material
     observer: Observer
     reports: list[RoundReport] = field(default_factory=list)
+    standing: Standing = field(default_factory=Standing)
+    broadcast: Adapter | None = None
 
     @property
     def rounds(self) -> list[RoundReport]:
@@ -152,6 +158,7 @@ class OneRound:
             told = Several((folder, self.observer))
             told.run_started(self._plan_told(silos))
             merged, shadows = self._merge(plan, folder, told)
+            self.broadcast = merged
             told.phase("scoring")
             began = time.monotonic()
             candidates = {**scored, **shadows, MERGED: merged}
@@ -195,7 +202,9 @@ class OneRound:
         folder.write_round(1, merged, optimizer=merger.state, state={"silos": silos})
         self.reports.append(report)
         told.round_closed(report.to_dict())
-        return merged, {f"shadow/{name}": adapter for name, adapter in merger.shadows(closed).items()}
+        return merged, {
+            f"shadow/{name}": adapter for name, adapter in shadowed(merger, closed).adapters.items()
+        }
 
 
 def score(bench: Bench, candidates: Mapping[str, Adapter]) -> Scores:

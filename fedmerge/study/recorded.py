@@ -95,6 +95,17 @@ class RecordedRun:
             statistics,
         )
 
+    def made(self, number: int) -> Adapter:
+        """What a round made of its deltas: the adapter that the next one would receive.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        hashes = self._state(number)["sha256"]
+        tensors = _read(self._folder(number), "broadcast.safetensors", hashes)[0]
+        lora = Lora(self.config.silo.lora.rank, self.config.silo.lora.alpha, self.config.silo.lora.rslora)
+        return Adapter(tensors, _rank_of(tensors, lora))
+
     def _folder(self, number: int) -> Path:
         return self.path / "rounds" / f"{number:04d}"
 

@@ -76,10 +76,12 @@ class Instruction:
         steps: amount of training in optimizer steps.
         stream: a label that is mixed into the random seed; "" in rounds.
         splits: held-out splits to score on, of "validation" and "test".
+        rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
         head: another head to score with, "centroid"; "" is the task's own.
         outcomes: whether scores come with what each row contributed to them; only simulations answer that.
+        run: names the run to silos that remember something of it; "" where they have nothing to remember.
     """
 
     round: int = 0
@@ -91,10 +93,12 @@ class Instruction:
     steps: int = 0
     stream: str = ""
     splits: tuple[str, ...] = ()
+    rows: int = 0
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     head: str = ""
     outcomes: bool = False
+    run: str = ""
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -104,11 +108,12 @@ class Instruction:
         record["fingerprint"], record["stream"] = self.fingerprint, self.stream
         record["deadline-seconds"] = float(self.deadline_seconds)
         record["epochs"], record["steps"] = self.epochs, self.steps
-        record["splits"] = ",".join(self.splits)
+        record["splits"], record["rows"] = ",".join(self.splits), self.rows
         record["labels"] = json.dumps(list(self.labels)) if self.labels else ""
         record["statistics"] = ",".join(self.statistics)
         if self.head or self.outcomes:
             record["head"], record["outcomes"] = self.head, self.outcomes
+        record["statistics"], record["run"] = ",".join(self.statistics), self.run
         return record
 
     @classmethod
@@ -129,10 +134,12 @@ class Instruction:
             steps=read(config, "steps", int, 0),
             stream=read(config, "stream", str, ""),
             splits=tuple(part for part in read(config, "splits", str, "").split(",") if part),
+            rows=read(config, "rows", int, 0),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
             head=read(config, "head", str, ""),
             outcomes=read(config, "outcomes", bool, False),
+            run=read(config, "run", str, ""),
         )
 
 

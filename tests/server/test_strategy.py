@@ -204,7 +204,7 @@ def test_scores_belong_to_the_broadcast_before():
     assert strategy.best.round == 2
     assert bits(strategy.best.adapter.tensors) == bits(run(node_of(), rounds=2)[1].arrays)
     final = strategy.rounds[-1].received
-    strategy.score(3, strategy.broadcast, type(final)(final.metric, {}, 1.0, 1.0, 1.0))
+    strategy.standing.score(3, strategy.broadcast, type(final)(final.metric, {}, 1.0, 1.0, 1.0))
     assert strategy.best.round == 3
 
 

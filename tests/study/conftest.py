@@ -1,4 +1,4 @@
-"""Finished runs of three tiny silos, of one round and of two, made once."""
+"""Finished runs of three tiny silos, made once; and a scorer without a bench."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from fedmerge.adapters import Adapter
+from fedmerge.adapters.connectivity import Point
 from fedmerge.config import Config, defaults, read_config
 from fedmerge.engine.local import run_local
 
@@ -52,3 +55,23 @@ def copied(made: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(made(name, **changes), tmp_path / f"copy-of-{name}"))
 
     return make
+
+
+class Quadratic:
+    """A loss that is a bowl around one point: `|x - centre|^2 + floor`, for adapters of one tensor x."""
+
+    metric = "loss"
+    lora = None
+
+    def __init__(self, centre: list[float], floor: float = 1.0) -> None:
+        self.centre, self.floor, self.calls = torch.tensor(centre), floor, 0
+
+    def __call__(self, adapter: Adapter) -> Point:
+        self.calls += 1
+        loss = float((adapter.tensors["x"] - self.centre).square().sum()) + self.floor
+        return Point(loss, loss)
+
+
+@pytest.fixture
+def bowl() -> Callable[..., Quadratic]:
+    return Quadratic
