@@ -1,7 +1,8 @@
 """Flower's ClientApp: message -> protocol -> worker -> reply. Nothing is computed here.
 
 In a simulation any node serves any silo, and the message says which. In a deployment the SuperNode's
-`--node-config` names its silo ("silo", and "data" for the path of its rows), and it serves no other.
+`--node-config` names its silo ("silo", "data" for the path of its rows, and "state" for a folder in which it
+keeps the tensors that `lora.private` never sends), and it serves no other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -20,6 +22,7 @@ from fedmerge.errors import ConfigError, WireError
 from fedmerge.rules.statistics import STATISTICS
 from fedmerge.silo.data import SiloData, load_own, load_silos
 from fedmerge.silo.order import Order
+from fedmerge.silo.private import PrivateStates
 from fedmerge.silo.worker import Worker
 from fedmerge.wire.protocol import (
     RECEIVED,
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 # Versions that can change bits: told to the server, which writes them down.
 REPORTED = ("fedmerge", "flwr", "torch", "transformers", "peft")
 OWN_SILO = "silo"  # the node-config key that makes a node one silo
+OWN_STATE = "state"  # the node-config key of the folder in which it keeps private tensors
 
 app = ClientApp()
 
@@ -81,11 +85,14 @@ class Station:
         """The work that a message asks for.
 
         Raises:
-            ConfigError: the server's base is another one.
+            ConfigError: the server's base is another one, or a deployed silo is to train a baseline, or to
+                remember something of a run without a name.
         """
         expected, found = instruction.fingerprint, self.worker.fingerprint
         if expected not in ("", found):
             raise ConfigError(f"the base here has the fingerprint {found[:16]}, the server's {expected[:16]}")
+        if self.config.silo.lora.private and not self.shared and (instruction.stream or not instruction.run):
+            raise ConfigError("a deployed silo with lora.private trains in rounds of a run that has a name")
         return Order(
             silo=instruction.silo or ("" if self.shared else next(iter(self.examples))),
             round=instruction.round,
@@ -94,9 +101,11 @@ class Station:
             steps=instruction.steps,
             stream=instruction.stream,
             splits=instruction.splits,
+            rows=instruction.rows,
             labels=instruction.labels,
             deadline_seconds=instruction.deadline_seconds,
             statistics=instruction.statistics,
+            run=instruction.run,
             head=instruction.head,
             outcomes=instruction.outcomes and self.shared,  # rows are a silo's own in a deployment
         )
@@ -118,7 +127,9 @@ _stations: dict[tuple[object, ...], Station] = {}
 
 def station(context: Context) -> Station:
     """The worker of this process, made anew where the configuration is another one."""
-    own = {key: context.node_config[key] for key in (OWN_SILO, "data") if key in context.node_config}
+    own = {
+        key: context.node_config[key] for key in (OWN_SILO, "data", OWN_STATE) if key in context.node_config
+    }
     key = (tuple(sorted(context.run_config.items())), tuple(sorted(own.items())))
     if key not in _stations:
         _stations.clear()
@@ -130,7 +141,28 @@ def _open(config: Config, own: Mapping[str, str | int | float | bool]) -> Statio
     shared = OWN_SILO not in own
     silos = load_silos(config.silo.data) if shared else _named(load_own(config.silo.data, own))
     examples = {name: len(data.train) for name, data in silos.items()}
-    return Station(config, Worker(config.silo, silos), examples, shared)
+    return Station(config, Worker(config.silo, silos, _states(config, own)), examples, shared)
+
+
+def _states(config: Config, own: Mapping[str, str | int | float | bool]) -> PrivateStates | None:
+    """Where silos keep private tensors: in a simulation below the run's folder, else where the node says."""
+    if not config.silo.lora.private:
+        return None
+    if OWN_SILO not in own:
+        return PrivateStates(private_folder(config))
+    folder = Path(str(own.get(OWN_STATE, "")).strip()).expanduser()
+    if not folder.is_absolute() or not folder.is_dir():
+        raise ConfigError(
+            f"lora.private = {config.silo.lora.private!r}: this silo needs a folder for what it never sends; "
+            f"its node-config has {OWN_STATE} = {str(own.get(OWN_STATE, ''))!r}, expected the absolute path "
+            f"of a folder that is there: --node-config '... {OWN_STATE}=\"/srv/state\"'"
+        )
+    return PrivateStates(folder)
+
+
+def private_folder(config: Config) -> Path:
+    """Where the silos of a simulation keep private tensors."""
+    return config.folder / "private"
 
 
 def _named(data: SiloData) -> dict[str, SiloData]:

@@ -240,13 +240,10 @@ def read_config(flat: Mapping[str, Scalar]) -> Config:
 
 def _silo(full: Flat, seed: int) -> SiloSettings:
     data = _section(full, "data")
-    if data["seed"] == FOLLOW_RUN:
-        data["seed"] = seed
+    data["seed"] = seed if data["seed"] == FOLLOW_RUN else data["seed"]
     train = TrainSettings(**_section(full, "train"))
     if not (train.epochs or train.steps):
-        raise ConfigError(
-            "train.epochs and train.steps are both 0: a round would train nothing; set one of them"
-        )
+        raise ConfigError("train.epochs and train.steps are both 0: a round would train nothing; set one")
     settings = SiloSettings(
         base=BaseSettings(**_section(full, "base")),
         lora=LoraSettings(**_section(full, "lora")),
@@ -263,9 +260,13 @@ def _silo(full: Flat, seed: int) -> SiloSettings:
 def _strategy(full: Flat) -> StrategySettings:
     settings = StrategySettings(**_section(full, "strategy"))
     try:
-        Plan.of(settings).check_rounds(int(full["run.rounds"]))
+        plan = Plan.of(settings)
+        plan.check_rounds(int(full["run.rounds"]))
+        plan.check_private(str(full["lora.private"]))
     except FedMergeError as error:
         raise ConfigError(f"[strategy]: {error}") from None
+    if settings.shadow_scoring == "server" and not full["data.server"]:
+        raise ConfigError("strategy.shadow-scoring = 'server' needs rows that the server holds: data.server")
     return settings
 
 

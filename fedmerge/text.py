@@ -29,11 +29,19 @@ class Call:
         name: what is called.
         arguments: the positional ones: literals, tuples, nested calls.
         keywords: pairs of name and value, in the order written.
+
+    Example:
+        >>> print(parse_call("knots(rule = ties(density=[.1, .2]))", "rule"))
+        knots(rule=ties(density=(0.1, 0.2)))
     """
 
     name: str
     arguments: tuple[Value, ...] = ()
     keywords: tuple[tuple[str, Value], ...] = ()
+
+    def __str__(self) -> str:
+        """Text that `parse_call` reads as this call."""
+        return render(self.name, dict(self.keywords), arguments=self.arguments)
 
 
 def parse_call(text: str, what: str) -> Call:

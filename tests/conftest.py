@@ -145,3 +145,26 @@ def tiny_flat(
         return flat | {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def recorded_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the recorded run lies, once a test made it."""
+    return tmp_path_factory.mktemp("recorded") / "run"
+
+
+@pytest.fixture
+def recorded(tiny_flat: Callable[..., dict], recorded_place: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of two rounds over three silos, its deltas kept."""
+    import shutil
+
+    from fedmerge.config import read_config
+    from fedmerge.engine.local import run_local
+
+    if not (recorded_place / "result.json").is_file():
+        run_local(
+            read_config(tiny_flat(run__record=True, run__output=str(recorded_place), run__baselines=""))
+        )
+    folder = tmp_path / "kept-run"
+    shutil.copytree(recorded_place, folder)
+    return folder

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -162,13 +163,155 @@ def worse_at_the_end(message, reply):
 
 @pytest.mark.parametrize(("keep", "kept", "round"), [("best", "merged/1", 1), ("last", "merged", 2)])
 def test_an_earlier_round_is_kept_where_it_was_better(tiny_flat, tmp_path, keep, kept, round):
-    flat = tiny_flat(run__baselines="", run__keep=keep, train__learning_rate=0.01)
+    flat = tiny_flat(run__baselines="", run__keep=keep, train__learning_rate=0.01, strategy__gate="off()")
     result = Silos(flat, spoil=worse_at_the_end).run()
     assert result["kept"] == kept
     assert {"merged", "merged/1"} < set(result["candidates"])
     expected = broadcast(tmp_path / "run", round)
     tensors = load_adapter(result["adapter"]).tensors
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def scores_of(*changes):
+    """Adds to what silos measure: each change is the key of a figure, and what is added to it."""
+
+    def spoil(message, reply):
+        metrics = reply.content.get(METRICS, {})
+        for key, amount in changes:
+            if key in metrics:
+                metrics[key] += amount
+        return reply
+
+    return spoil
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_what_the_last_round_made_is_not_kept_where_it_hurts(tiny_flat, tmp_path, keep):
+    flat = tiny_flat(run__baselines="", run__keep=keep, train__learning_rate=0.01)
+    result = Silos(flat, spoil=worse_at_the_end).run()
+    assert result["kept"] == "merged/1"
+    [sentence] = result["rejected"]
+    assert sentence.startswith("the merge of round 2 raised bits_per_byte by more than 2 % at 3 of 3 silos (")
+    assert sentence.endswith("): it is not kept")
+    assert f"rejected by the gate: {sentence}" in server_app.summary(result)
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["rejected"] == [sentence] and set(written["candidates"]) == {"base", "merged/1", "merged"}
+    expected, adapter = broadcast(tmp_path / "run", 1), load_adapter(result["adapter"])
+    assert all(torch.equal(adapter.tensors[name], expected[name]) for name in expected)
+    assert adapter.metadata["round"] == "1"
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_single_round_that_hurts_leaves_the_initial_adapter(tiny_flat, tmp_path, keep):
+    flat = tiny_flat(run__baselines="", run__keep=keep, run__rounds=1)
+    result = Silos(flat, spoil=worse_at_the_end).run()
+    assert result["kept"] == "base" and len(result["rejected"]) == 1
+    expected, adapter = broadcast(tmp_path / "run", 0), load_adapter(result["adapter"])
+    assert all(torch.equal(adapter.tensors[name], expected[name]) for name in expected)
+    assert adapter.metadata["round"] == "0"
+
+
+def test_a_little_worse_is_kept_where_the_last_is_wanted(tiny_flat):
+    flat = tiny_flat(run__baselines="", run__keep="last")
+    result = Silos(flat, spoil=scores_of(("merged/validation/bits_per_byte", 0.05))).run()
+    assert (result["kept"], result["rejected"]) == ("merged", [])
+
+
+def test_a_run_whose_last_round_was_rejected_ends_with_the_last_good_adapter(tiny_flat, tmp_path):
+    def worse_in_two(message, reply):
+        order = read_instruction(message.content) if not is_query(message) else None
+        hurt = order is not None and message.metadata.message_type == "train" and order.round == 2
+        return scores_of(("received/validation/bits_per_byte", 9.0 * hurt))(message, reply)
+
+    result = Silos(tiny_flat(run__baselines="", strategy__shadows="median()"), spoil=worse_in_two).run()
+    assert result["kept"] == "merged" and set(result["candidates"]) == {"base", "merged"}
+    assert result["rejected"] == [result["rounds"][1]["rejected"]]
+    assert result["rejected"][0].endswith("back to the initial adapter")
+    first, last = (broadcast(tmp_path / "run", number) for number in (0, 2))
+    assert all(torch.equal(first[name], last[name]) for name in first)
+    assert load_adapter(result["adapter"]).metadata["round"] == "0"
+
+
+SHADOWS = "ties(density=0.5) @ product(); task_arithmetic(scale=1e42) @ factors()"
+NAMES = ["merged", "ties(density=0.5) @ product()", "task_arithmetic(scale=1e+42) @ factors()"]
+
+
+def test_shadows_are_scored_in_every_round_and_change_nothing(tiny_flat, tiny_rows, tmp_path):
+    digests, counted = set(), {}
+    for number, (shadows, scoring) in enumerate(
+        (("", "final"), (SHADOWS, "final"), (SHADOWS, "server"), (SHADOWS, "silos"))
+    ):
+        changes = {"strategy__shadows": shadows, "strategy__shadow_scoring": scoring}
+        flat = tiny_flat(run__baselines="", data__server=str(tiny_rows), **changes)
+        result = Silos(flat | {"run.output": str(tmp_path / str(number))}).run()
+        digests.add(
+            hashlib.sha256(
+                (tmp_path / f"{number}/adapter/adapter_model.safetensors").read_bytes()
+            ).hexdigest()
+        )
+        counted[scoring] = result
+        for report in result["rounds"]:
+            assert list(report["shadows"]) == (NAMES if scoring != "final" else [])
+            assert "error" in report["shadows"].get(NAMES[2], {"error": ""})
+    assert len(digests) == 1
+    for report in counted["server"]["rounds"]:
+        rows = [report["shadows"][name] for name in NAMES[:2]]
+        assert all(5 < row["server"] == row["mean"] == row["worst"] < 9 for row in rows)
+        assert rows[0]["server"] != rows[1]["server"] and rows[0]["metric"] == "bits_per_byte"
+    reports = counted["silos"]["rounds"]
+    assert set(reports[0]["shadows"]["merged"]["silos"]) == {"birds", "rocks", "ships"}
+    # what round 1 made is scored again when round 2 receives it, by the same rows
+    assert reports[0]["shadows"]["merged"]["silos"] == reports[1]["received"]["silos"]
+    sent = sum(report["shadow_bytes"]["down"] for report in reports)
+    assert sent > 0 and counted["silos"]["bytes_down"] == counted["server"]["bytes_down"] + sent
+    lines = [json.loads(line) for line in (tmp_path / "3" / "metrics.jsonl").read_text().splitlines()]
+    assert [list(line["shadows"]) for line in lines] == [NAMES, NAMES]
+
+
+@pytest.mark.parametrize(("scoring", "rounds"), [("final", 0), ("server", 2), ("silos", 2)])
+def test_shadows_in_a_deployment(tiny_flat, tiny_rows, hospitals, scoring, rounds):
+    changes = {"strategy__shadows": "median() @ factors()", "strategy__shadow_scoring": scoring}
+    silos = Silos(tiny_flat(data__server=str(tiny_rows), **changes), nodes=hospitals)
+    result = silos.run()
+    assert [bool(report["shadows"]) for report in result["rounds"]] == [rounds == 2] * 2
+    asked = [order for kind, _, order in silos.orders if kind == "evaluate" and order.round and order.silo]
+    assert len(asked) == 2 * (2 if scoring == "silos" else 0) + 2  # and once at the end, each
+    assert set(result["candidates"]) - {"merged/1"} == {"base", "merged"}
+    if scoring == "silos":
+        assert set(result["rounds"][0]["shadows"]["median() @ factors()"]["silos"]) == {
+            "hospital-a",
+            "hospital-b",
+        }
+
+
+def test_rows_of_the_server_that_can_not_be_used_are_found_before_anybody_trains(tiny_flat, tmp_path):
+    silos = Silos(
+        tiny_flat(
+            data__server=str(tmp_path / "none.jsonl"),
+            strategy__shadows="median()",
+            strategy__shadow_scoring="server",
+        )
+    )
+    with pytest.raises(ConfigError, match=r"data\.server: .*none\.jsonl.*no such file"):
+        silos.run()
+    assert not silos.orders
+
+
+@pytest.mark.parametrize("scoring", ["server", "silos"])
+def test_of_private_adapters_only_the_silos_can_score_shadows(tiny_flat, tiny_rows, scoring):
+    changes = {"strategy__shadows": "median() @ factors()", "strategy__shadow_scoring": scoring}
+    silos = Silos(
+        tiny_flat(run__baselines="", lora__private="B", strategy__space="factors()", **changes)
+        | {"data.server": str(tiny_rows)}
+    )
+    if scoring == "server":
+        with pytest.raises(ConfigError, match=r"with lora\.private = 'B' the server has a part"):
+            silos.run()
+        assert not silos.orders
+        return
+    first, second = silos.run()["rounds"]
+    assert first["shadows"]["merged"]["silos"] == second["received"]["silos"]
+    assert set(first["shadows"]["median() @ factors()"]["silos"]) == {"birds", "rocks", "ships"}
 
 
 def test_of_equally_good_rounds_the_last_is_best():

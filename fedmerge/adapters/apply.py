@@ -36,6 +36,7 @@ from fedmerge.rules import (
     TrimmedMean,
     resolve,
 )
+from fedmerge.rules.negation import Negate
 from fedmerge.rules.stack import Stack
 
 TILE_VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -51,6 +52,7 @@ COORDINATEWISE = frozenset(
         KeepConsensus,
         Mean,
         Median,
+        Negate,
         Scale,
         Total,
         TrimmedMean,

@@ -14,6 +14,7 @@ from fedmerge.adapters.grams import gram_of_values
 from fedmerge.errors import RuleError
 from fedmerge.rules import Rule, resolve
 from fedmerge.rules.compose import CoefficientsRule
+from fedmerge.rules.negation import for_silos
 from fedmerge.rules.rounding import round_once
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def decide(rule: Rule, grams: Mapping[str, Gram], context: Context) -> dict[str,
     decided: dict[str, Tensor] = {}
     together: list[tuple[CoefficientsRule, list[str]]] = []
     for name, gram in grams.items():
-        resolved = resolve(rule, name)
+        resolved = for_silos(resolve(rule, name), context.silos)
         linear = resolved.linear(context.weights)
         by_gram = None if linear is not None else _by_gram(resolved)
         if linear is not None:

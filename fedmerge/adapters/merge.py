@@ -25,6 +25,7 @@ from fedmerge.adapters.spaces import Energy, Factors, Space, parse_space
 from fedmerge.adapters.statistics import Statistics, check_given, check_needs, check_statistics
 from fedmerge.errors import AdapterMismatch, RuleError, nearest
 from fedmerge.rules import Chain, Rule, parse_rule
+from fedmerge.rules.negation import check_there, negated_by
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def merge(
     given = _given(deltas)
     besides = check_given(rule, statistics, len(given))
     clients = _clients(given, check_weights(weights, len(given)), names, besides)
+    check_there(sorted(negated_by(rule)), [client.name for client in clients])
     start = None if received is None else as_adapter(received)
     told = finite or _shows_in_the_result(rule, space, len(clients))
     start, admitted = _together(start, clients, space, told)

@@ -14,6 +14,7 @@ from fedmerge.checkpoints.treatment import NARROWEST, Treatment, Way, width_of
 from fedmerge.checkpoints.trim import Cut, cuts, split_trim
 from fedmerge.errors import AdapterMismatch
 from fedmerge.rules import Draw, Rule, Stack
+from fedmerge.rules.negation import for_silos
 
 
 @dataclass
@@ -156,7 +157,8 @@ class Arithmetic:
                 _add_gram(tile.rows, gram)
         # Counted here, because the tiles are read once more for the sum.
         self.tally.gram += gram
-        coefficients: Tensor = rule.coefficients(gram, self.weights)  # type: ignore[attr-defined]
+        placed = for_silos(rule, [client.name for client in self.deltas.clients])
+        coefficients: Tensor = placed.coefficients(gram, self.weights)  # type: ignore[attr-defined]
         if together:
             self._decided[rule] = coefficients
         return coefficients

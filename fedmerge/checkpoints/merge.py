@@ -20,6 +20,7 @@ from fedmerge.checkpoints.treatment import Treatment, Way, treat
 from fedmerge.checkpoints.trim import split_trim
 from fedmerge.errors import AdapterMismatch, ConfigError, RuleError
 from fedmerge.rules import Rule, parse_rule
+from fedmerge.rules.negation import check_there, negated_by
 from fedmerge.wire.checkpoint import Checkpoint
 from fedmerge.wire.checkpoint_writer import SHARD_BYTES, shards_of, write_checkpoint
 
@@ -77,6 +78,7 @@ def prepare(
         raise AdapterMismatch("no fine-tune was given, expected at least one")
     rule = parse_rule(rule) if isinstance(rule, str) else rule
     clients = clients_of(models, weights, names)
+    check_there(sorted(negated_by(rule)), [client.name for client in clients])
     notes: list[str] = []
     for client in clients:
         notes += check_fit(client.label, client.checkpoint, base, policy)

@@ -7,7 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmerge.cli import doctor, evaluate, export, init, inspect, merge, rules, simulate
+from fedmerge.cli import (
+    add,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    init,
+    inspect,
+    merge,
+    one_shot,
+    remove,
+    report,
+    rules,
+    simulate,
+    sweep,
+)
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -46,7 +61,13 @@ _add("init", "Begin", init.init)
 _add("doctor", "Begin", doctor.doctor)
 _add("rules", "Begin", rules.rules)
 _add("simulate", "Train", simulate.simulate)
+_add("one-shot", "Train", one_shot.one_shot)
+_add("compare", "Study", compare.compare)
+_add("sweep", "Study", sweep.sweep)
 _add("inspect", "Study", inspect.inspect)
+_add("report", "Study", report.report)
+_add("add", "Study", add.add)
+_add("remove", "Study", remove.remove)
 _add("evaluate", "Adapters on disk", evaluate.evaluate)
 _add("merge", "Adapters on disk", merge.merge)
 _add("export", "Adapters on disk", export.export)

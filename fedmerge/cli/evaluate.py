@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +10,8 @@ import typer
 from fedmerge.cli import recipe, table
 from fedmerge.cli.manner import Outcome, console
 from fedmerge.cli.options import NO_SETS, Sets, Simulation
-from fedmerge.errors import AdapterMismatch, ConfigError
+from fedmerge.errors import ConfigError
+from fedmerge.study.admission import check_fingerprint, check_labels
 
 if TYPE_CHECKING:
     from fedmerge.adapters import Adapter
@@ -39,15 +39,9 @@ def check_base(adapter: Adapter, config: Config, name: str) -> None:
     Raises:
         AdapterMismatch: the adapter's fingerprint is not that of the simulation's base.
     """
-    from fedmerge.silo.base import check_fingerprint
+    from fedmerge.silo.base import check_fingerprint as found_here
 
-    trained_on = adapter.metadata.get("fingerprint", "")
-    found = check_fingerprint(config.silo.base)
-    if trained_on and trained_on != found:
-        raise AdapterMismatch(
-            f"{name}: trained on the base with fingerprint {trained_on[:12]}, "
-            f"but base.model = {config.silo.base.model!r} has {found[:12]}"
-        )
+    check_fingerprint(adapter, found_here(config.silo.base), config.silo.base.model, name)
 
 
 def result_of(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -95,32 +89,3 @@ def _score(config: Config, given: Adapter) -> dict[str, dict[str, float]]:
             metrics[silo] = {name: value for name, value in found.items() if isinstance(value, float)}
             watch.advance(silo)
     return metrics
-
-
-def check_labels(adapter: Adapter, labels: Sequence[str]) -> None:
-    """Refuse a trained head of other labels: its outputs are told apart by their order alone.
-
-    Raises:
-        AdapterMismatch: the adapter has a head and was trained on other labels.
-    """
-    trained_on = labels_of(adapter)
-    if has_head(adapter) and trained_on and trained_on != list(labels):
-        raise AdapterMismatch(
-            f"the adapter's head was trained on {len(trained_on)} labels ({trained_on[0]!r} first), "
-            f"the simulation's silos agree on {len(labels)} ({labels[0] if labels else 'none'!r} first)"
-        )
-
-
-def has_head(adapter: Adapter) -> bool:
-    """Whether a classification head travels in the adapter."""
-    return any(name.startswith("head.") for name in adapter.tensors)
-
-
-def labels_of(adapter: Adapter) -> list[str]:
-    """The labels that an adapter says it was trained on."""
-    text = adapter.metadata.get("labels", "[]")
-    try:
-        labels = json.loads(text)
-    except ValueError:
-        raise AdapterMismatch(f"the adapter's metadata name its labels as {text[:60]!r}: not JSON") from None
-    return [str(label) for label in labels] if isinstance(labels, list) else []

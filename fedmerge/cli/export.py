@@ -139,7 +139,7 @@ def _card(source: str, adapter: Adapter, run: Run, base: str, fold: bool) -> Car
     from fedmerge.wire.card import Card
 
     told = adapter.metadata
-    facts = {label: str(value) for label, value in told.items() if label in ("rule", "space")}
+    facts = {label: str(value) for label, value in told.items() if label in ("rule", "space", "private")}
     facts |= {
         label: str(value) for label, key in _TOLD.items() if (value := _at(run.config, key)) not in (None, "")
     }

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmerge.cli.evaluate import has_head, labels_of
 from fedmerge.cli.manner import Outcome, count
 from fedmerge.cli.merging import Request, kind_of
 from fedmerge.errors import AdapterMismatch, ConfigError
+from fedmerge.study.admission import has_head, labels_of
 
 if TYPE_CHECKING:
     from fedmerge.adapters import Adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +41,18 @@ class SiloPlan:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What travels in a round, in bytes over all silos, and the adapter that does."""
+    """What travels in a round, in bytes over all silos, the adapter that does, and what a silo keeps.
+
+    Shadows go down only.
+    """
 
     tensors: int
     parameters: int
     adapter_bytes: int
     down_bytes: int
     up_bytes: int
+    shadow_bytes: int = 0
+    private_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,12 @@ class Plan:
             "",
             f"Send {size(sent.adapter_bytes)}: {sent.tensors} tensors, {sent.parameters:,} parameters",
             f"  a round, {down} down to and {up} up from {count(run['sampled'], 'silo')}",
+            *[f"  and {size(sent.shadow_bytes)} down for the scores of shadows"] * bool(sent.shadow_bytes),
+            *(
+                [f"  {run['private']} stays: {sent.private_parameters:,} parameters"]
+                if run["private"]
+                else []
+            ),
             "",
             "Need",
             f"  base    {needs.base}",
@@ -118,17 +129,29 @@ def make(config: Config) -> Plan:
     from fedmerge.server_app.trackers import trackers
     from fedmerge.silo.data import agreed_labels, load_silos
     from fedmerge.silo.lora import initial_adapter
+    from fedmerge.silo.private import check_parts, shared_part
     from fedmerge.silo.worker import Worker
 
     trackers(config)
     cards = Worker(config.silo, load_silos(config.silo.data)).cards()
     found = find_base(config.silo.base)
     adapter = initial_adapter(config.silo, agreed_labels(config.silo.data, cards))
+    parts = config.silo.lora.private_parts
+    check_parts(adapter, parts)
+    shared = shared_part(adapter, parts)
     names = [card["name"] for card in cards]
-    sampled = len(sample(names, config.strategy.fraction, seed=config.run.seed, round=1))
+    asked = sample(names, config.strategy.fraction, seed=config.run.seed, round=1)
+    sampled = len(asked)
     strategies = Strategies.of(config.strategy)
+    strategies.check_names(asked)
     strategies.check_clients(sampled, quorum_of(sampled, config.strategy.quorum))
-    traffic = traffic_of(adapter, sampled, config.wire.encoding, strategies.needs)
+    traffic = replace(
+        traffic_of(shared, sampled, config.wire.encoding, strategies.needs),
+        private_parameters=adapter.parameters - shared.parameters,
+    )
+    if config.strategy.shadow_scoring == "silos" and strategies.shadows:
+        scored = 1 + len(strategies.shadows)  # the merged adapter beside them
+        traffic = replace(traffic, shadow_bytes=scored * traffic.down_bytes)
     return Plan(
         run=_run(config, sampled),
         silos=tuple(_silo_plan(config, card) for card in cards),
@@ -196,6 +219,7 @@ def _run(config: Config, sampled: int) -> dict[str, Any]:
         "rule": config.strategy.rule,
         "space": config.strategy.space,
         "baselines": ", ".join(config.run.baselines),
+        "private": ", ".join(config.silo.lora.private_parts),
         "seed": config.run.seed,
         "folder": config.folder,
     }
@@ -217,13 +241,16 @@ def _needs(config: Config, traffic: Traffic, sampled: int, base: Path) -> Needs:
     device = pick_device(config.silo.train.device)
     at_once = workers(config, sampled, device.type)
     on_gpu = device.type == "cuda"
+    memory = memory_estimate(shape, config, traffic.parameters, at_once)
+    if config.strategy.shadow_scoring == "server" and config.strategy.shadows:
+        memory += int(shape.parameters * shape.bytes_each)  # the server has a base of its own
     return Needs(
         base=f"{config.silo.base.model} at {base}, {shape.parameters:,} parameters",
         device=str(device),
         workers=at_once,
-        memory_bytes=memory_estimate(shape, config, traffic.parameters, at_once),
+        memory_bytes=memory,
         memory_there_bytes=_gpu_bytes(str(device)) if on_gpu else memory_bytes(),
-        disk_bytes=_disk(config, traffic),
+        disk_bytes=_disk(config, traffic, sampled),
         disk_free_bytes=shutil.disk_usage(existing_parent(config.folder)).free,
     )
 
@@ -234,10 +261,15 @@ def _gpu_bytes(device: str) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def _disk(config: Config, traffic: Traffic) -> int:
-    """Each round keeps a broadcast, and with `run.record` the deltas; the result is one adapter more."""
+def _disk(config: Config, traffic: Traffic, sampled: int) -> int:
+    """Each round keeps a broadcast, the silos' private tensors, and with `run.record` the deltas; the results
+    are one adapter more, and with private tensors one for each silo.
+    """
     deltas = traffic.up_bytes if config.run.record else 0
-    return config.run.rounds * (traffic.adapter_bytes + deltas) + traffic.adapter_bytes
+    private = 4 * traffic.private_parameters
+    personal = sampled * (traffic.adapter_bytes + private) if private else 0
+    a_round = traffic.adapter_bytes + deltas + sampled * private
+    return config.run.rounds * a_round + traffic.adapter_bytes + personal
 
 
 def _enough(wanted: int, there: int) -> str:

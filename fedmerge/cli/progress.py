@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from fedmerge.cli.manner import console, count, size
@@ -108,7 +109,8 @@ class RunWatch:
 
     def round_closed(self, report: Mapping[str, Any]) -> None:
         """Say how the round went."""
-        self._watch.say(round_line(report, self._rounds))
+        for line in filter(None, (round_line(report, self._rounds), shadow_line(report, self._rounds))):
+            self._watch.say(line)
         self._round = 0 if report["round"] == self._rounds else self._round
 
     def finished(self, result: Mapping[str, Any]) -> None:
@@ -139,6 +141,8 @@ def round_line(report: Mapping[str, Any], rounds: int) -> str:
         'round 1/3: 2 of 2 silos merged, loss before 0.500, merged 0.03 s, 2.0 kB up, 4.0 kB down'
     """
     parts = [f"{len(report['admitted'])} of {len(report['asked'])} silos merged"]
+    if report.get("rejected"):
+        parts = [f"REJECTED: {report['rejected']}; {count(len(report['admitted']), 'silo')} trained in vain"]
     parts += [f"{len(report[what])} {what}" for what in ("refused", "missing") if report.get(what)]
     if received := report.get("received"):
         parts.append(
@@ -152,6 +156,43 @@ def round_line(report: Mapping[str, Any], rounds: int) -> str:
     ]
     parts += [f"{size(report['bytes_up'])} up", f"{size(report['bytes_down'])} down"]
     return f"round {report['round']}/{rounds}: {', '.join(parts)}"
+
+
+def shadow_line(report: Mapping[str, Any], rounds: int) -> str:
+    """The one-step counterfactuals of a round in one line: the merged adapter, and the best other one.
+
+    Args:
+        report: a `RoundReport` as observers get it.
+        rounds: of the run.
+
+    Returns:
+        The line; "" for a round whose shadows were not scored.
+
+    Example:
+        >>> shadows = {"merged": {"metric": "loss", "mean": 0.5}, "ties()": {"error": "why"},
+        ...            "median()": {"metric": "loss", "mean": 0.25}}
+        >>> shadow_line({"round": 1, "shadows": shadows}, 3)
+        'round 1/3: one-step counterfactuals: loss merged 0.500, best of 1 median() 0.250, 1 failed'
+    """
+    rows = report.get("shadows") or {}
+    scored = {name: row for name, row in rows.items() if "mean" in row}
+    parts = [f"{len(rows) - len(scored)} failed"] * (len(scored) < len(rows))
+    if others := {name: row for name, row in scored.items() if name != "merged"}:
+        name = _best(others)
+        parts.insert(0, f"best of {len(others)} {name} {number(others[name]['mean'])}")
+    if merged := scored.get("merged"):
+        metric = METRIC_NAMES.get(merged["metric"], merged["metric"])
+        parts.insert(0, f"{metric} merged {number(merged['mean'])}")
+    return f"round {report['round']}/{rounds}: one-step counterfactuals: {', '.join(parts)}" if parts else ""
+
+
+def _best(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The name of the best mean; of no finite one the first."""
+    from fedmerge.server.scores import HIGHER_IS_BETTER
+
+    known = {name: row for name, row in rows.items() if row["mean"] is not None and isfinite(row["mean"])}
+    choose = max if HIGHER_IS_BETTER.get(next(iter(rows.values()))["metric"], True) else min
+    return choose(known, key=lambda name: known[name]["mean"]) if known else next(iter(rows))
 
 
 @contextmanager
@@ -170,6 +211,15 @@ def working(text: str, pieces: int) -> Iterator[Watch]:
     with watch.shown():
         watch.begin(text, pieces)
         yield watch
+
+
+@contextmanager
+def studying() -> Iterator[Observer]:
+    """An observer of a study of many runs: it shows what goes on now."""
+    watch = Watch(console(stderr=True))
+    with watch.shown():
+        watch.rename("loading base and data")
+        yield RunWatch(watch, rounds=0)
 
 
 def _display(out: Console) -> Progress:

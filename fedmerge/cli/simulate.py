@@ -83,6 +83,8 @@ def shown(result: Mapping[str, Any], folder: Path, seconds: float, following: st
         "",
         f"run      {folder}",
         f"adapter  {result['adapter']}",
+        *([f"personal {result['personal']}"] if "personal" in result else []),
+        *(f"note     {note}" for note in result.get("notes", ())),
         f"sent     {size(result['bytes_up'])} up, {size(result['bytes_down'])} down{_refused(result)}",
         f"time     {seconds:.1f} s in all, loading included",
         f"next     {following}",

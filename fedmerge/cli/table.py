@@ -217,6 +217,7 @@ def _notes(result: Mapping[str, Any], rows: Sequence[Row], best: Sequence[str]) 
         notes.insert(
             0, f"{_BEST} best of its column" + (", pooled training aside" if "pooled" in kinds else "")
         )
+    notes += [f"rejected by the gate: {sentence}" for sentence in result.get("rejected", ())]
     if "rounds" not in result:
         return tuple(notes)
     spread = "the spread over seeds is unknown, so small differences may be chance"

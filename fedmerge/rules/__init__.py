@@ -27,6 +27,7 @@ from fedmerge.rules.compose import Chain, Rule, chain
 from fedmerge.rules.gram import GramStage
 from fedmerge.rules.gram_robust import ClipNorm, GeometricMedian, Krum, MultiKrum
 from fedmerge.rules.gram_sphere import Karcher, ModelStock, Multislerp, Nuslerp, Slerp
+from fedmerge.rules.negation import Negate
 from fedmerge.rules.registry import RULES, STAGES, parse_rule
 from fedmerge.rules.stack import Draw, Stack
 from fedmerge.rules.stages import DropRandom, ElectSign, EqualWeights, KeepLargest, Stage
@@ -69,6 +70,7 @@ __all__ = [
     "ModelStock",
     "MultiKrum",
     "Multislerp",
+    "Negate",
     "Nuslerp",
     "RegMean",
     "RescaleUnique",

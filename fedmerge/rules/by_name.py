@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedmerge.errors import RuleError
 from fedmerge.rules.compose import Rule
+from fedmerge.rules.negation import negated_by
 from fedmerge.rules.registry import parse_rule
 from fedmerge.rules.stack import Draw, Stack
 
@@ -42,6 +43,11 @@ class _Named(ABC):
     def needs(self) -> frozenset[str]:
         """The statistics that any of the rules wants."""
         return frozenset[str]().union(*(getattr(rule, "needs", frozenset()) for rule in self._choices()))
+
+    @property
+    def negated(self) -> frozenset[str]:
+        """The clients that any of the rules counts against the merge."""
+        return frozenset[str]().union(*map(negated_by, self._choices()))
 
     def linear(self, weights: Tensor) -> Tensor | None:
         """None: the coefficients may differ from name to name; `resolve` first."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedmerge.errors import RuleError
 from fedmerge.rules.gram import GramStage
+from fedmerge.rules.negation import Negate, Signs, negated_by
 from fedmerge.rules.rounding import round_once
 from fedmerge.rules.stack import Draw, Stack
 from fedmerge.rules.stages import PHASES, Stage
@@ -154,7 +155,9 @@ class Chain:
         one = torch.ones(1, dtype=torch.float64)
         by_gram = [isinstance(stage, GramStage) for stage in self.stages]
         others = [stage for stage, found in zip(self.stages, by_gram, strict=True) if not found]
-        settled = any(by_gram) and all(stage.linear(one) is not None for stage in others)
+        settled = any(by_gram) and all(
+            isinstance(stage, Negate) or stage.linear(one) is not None for stage in others
+        )
         return "coefficients" if settled else "elementwise"
 
     def coefficients(self, gram: Tensor, weights: Tensor) -> Tensor:
@@ -179,15 +182,22 @@ class Chain:
         """
         if self.kind != "coefficients":
             raise RuleError(f"{self} is no rule of inner products: it looks at each coordinate")
+        if negated_by(self):
+            raise RuleError(
+                f"{self} names clients, and is asked for coefficients by place: for_silos() first"
+            )
         _check_weights(weights)
         carried: Tensor | None = weights.to("cpu", torch.float64)
         factors = torch.ones_like(weights, dtype=torch.float64, device="cpu")
         for stage in self.stages:
             assert carried is not None  # `kind` asked every stage
-            if not isinstance(stage, GramStage):
+            if isinstance(stage, Signs):
+                found = stage.factors(len(weights))
+            elif isinstance(stage, GramStage):
+                found = stage.coefficients(gram, carried)
+            else:
                 carried = stage.linear(carried)
                 continue
-            found = stage.coefficients(gram, carried)
             if stage.phase == "combine":
                 carried = found
             else:
@@ -234,11 +244,15 @@ class Chain:
             weights: raw, `(clients,)`.
 
         Returns:
-            float64 `(clients,)`, c with result `sum c_i tau_i` whatever the values; or None.
+            float64 `(clients,)`, c with result `sum c_i tau_i` whatever the values; or None. None also where
+            it names clients, before `for_silos`.
         """
         coefficients: Tensor | None = weights.to(torch.float64)
         for stage in self.stages:
             coefficients = None if coefficients is None else stage.linear(coefficients)
+        for stage in self.stages if coefficients is not None else ():
+            if isinstance(stage, Signs):
+                coefficients = coefficients * stage.factors(len(weights)).to(coefficients)
         return coefficients
 
     @property

@@ -20,6 +20,7 @@ from fedmerge.rules.combine import Mean, Scale, Total
 from fedmerge.rules.compose import Rule, chain
 from fedmerge.rules.entry_points import with_entry_points
 from fedmerge.rules.gram_robust import ClipNorm
+from fedmerge.rules.negation import Negate
 from fedmerge.rules.presets import (
     DropByRankKeepNorm,
     DropInPlainPrecision,
@@ -84,6 +85,7 @@ RULES: dict[str, Callable[..., Rule]] = {
 STAGES: dict[str, Callable[..., Stage]] = {
     "equal_weights": EqualWeights,
     "fisher_weights": FisherWeights,
+    "negate": Negate,
     "keep_largest": KeepLargest,
     "drop_random": DropRandom,
     "drop_by_rank": DropByRank,

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedmerge.errors import RuleError
 from fedmerge.rules.combine import Mean
 from fedmerge.rules.compose import Chain, Rule, round_once
+from fedmerge.rules.negation import negated_by
 from fedmerge.rules.stack import Draw, Stack
 from fedmerge.text import render
 
@@ -291,4 +292,9 @@ def inner_rule(owner: str, rule: object) -> Rule:
         raise RuleError(f"{owner}: {rule} wants the whole adapter at once, but layers are merged one by one")
     if wanted := sorted(getattr(rule, "needs", ())):
         raise RuleError(f"{owner}: {rule} needs {' and '.join(wanted)}, which coordinates do not have")
+    if negated := sorted(negated_by(rule)):
+        raise RuleError(
+            f"{owner}: {rule} negates {', '.join(negated)}, but tensors that are no matrix get a plain mean, "
+            "in which they would count the other way"
+        )
     return rule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
@@ -91,6 +91,42 @@ class Asker:
         order = replace(self.instruction, round=round, statistics=())
         nodes = sorted(grid.get_node_ids())
         return [self._message(MessageType.EVALUATE, arrays, config, order, node) for node in nodes]
+
+    def probe(
+        self,
+        homes: Mapping[str, int],
+        arrays: ArrayRecord,
+        candidates: Mapping[str, ArrayRecord],
+        config: ConfigRecord,
+        round: int,
+    ) -> list[Message]:
+        """An evaluate message for each silo: `arrays` and the candidates, on its validation rows.
+
+        Args:
+            homes: the node of each silo.
+            arrays: the first adapter; its scores come back as "received".
+            candidates: further adapters by name.
+            config: of the user's own.
+            round: whose replies these were made of.
+        """
+        order = replace(
+            self.instruction, round=round, epochs=0, steps=0, splits=("validation",), statistics=()
+        )
+        ttl = self.settings.deadline_seconds
+        return [
+            Message(
+                instruction_content(
+                    arrays,
+                    replace(order, silo=silo if self.roster is not None else ""),
+                    candidates=candidates,
+                    also=config,
+                ),
+                node,
+                MessageType.EVALUATE,
+                ttl=ttl,
+            )
+            for silo, node in homes.items()
+        ]
 
     def _message(
         self, kind: str, arrays: ArrayRecord, config: ConfigRecord, order: Instruction, node: int

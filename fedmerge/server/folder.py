@@ -10,8 +10,10 @@
     rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors, deltas/<silo>.safetensors,
                          statistics/<silo>.fisher.safetensors
     adapter/             the final adapter in PEFT's format
+    private/<silo>/      what silos keep to themselves, by round, and
+    personal/<silo>/     each silo's own final adapter, where a simulation sets lora.private
     result.json          the scores
-    tensorboard/, mlflow/  what the trackers of those names write
+    tensorboard/, mlflow/  what the trackers of those names write; MLflow keeps the runs before, too
 
 Each state.json has the hashes of its round's files and of the state.json of the round before.
 """
@@ -29,6 +31,7 @@ from torch import Tensor
 from fedmerge.adapters import Adapter
 from fedmerge.errors import CheckpointError
 from fedmerge.server import storage
+from fedmerge.wire.filenames import file_name
 from fedmerge.wire.files import save_adapter
 
 NOT_IDENTITY = ("run.output", "run.name", "run.trackers", "engine.")
@@ -42,8 +45,9 @@ _OURS = (
     "result.json",
     "rounds",
     "adapter",
-    "tensorboard",
-    "mlflow",
+    "tensorboard",  # not mlflow/: that is a database of runs, and this process may have it open
+    "private",
+    "personal",
 )
 
 
@@ -117,7 +121,7 @@ class RunFolder:
         statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         """Write one silo's delta down, and what it measured, before it is merged."""
-        file = storage.file_name(silo)  # a silo's own dots are quoted
+        file = file_name(silo)  # a silo's own dots are quoted
         folder = self.round_folder(round)
         paths = {folder / "deltas" / f"{file}.safetensors": delta.tensors}
         for name, values in (statistics or {}).items():
@@ -126,9 +130,11 @@ class RunFolder:
             with storage.writing(path):
                 storage.write_tensors(path, tensors, silo)
 
-    def write_adapter(self, adapter: Adapter, *, base_model: str = "", task_type: str | None = None) -> Path:
-        """Write the final adapter in PEFT's format; returns its folder."""
-        path = self.path / "adapter"
+    def write_adapter(
+        self, adapter: Adapter, *, base_model: str = "", task_type: str | None = None, silo: str = ""
+    ) -> Path:
+        """Write the final adapter, or with `silo` that silo's own, in PEFT's format; returns its folder."""
+        path = self.path / "personal" / file_name(silo) if silo else self.path / "adapter"
         with storage.writing(path):
             save_adapter(adapter, path, base_model=base_model, task_type=task_type)
         return path

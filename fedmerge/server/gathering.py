@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from flwr.app import Message, Metadata
 
 from fedmerge.adapters import Adapter
-from fedmerge.errors import RoundFailed
+from fedmerge.errors import ConfigError, RoundFailed, nearest
 from fedmerge.server.asking import Asked
 from fedmerge.server.guard import Admitted, Guard, Refusal, Replies
 from fedmerge.server.observer import Observer
 from fedmerge.server.outliers import OutlierPolicy
 from fedmerge.server.report import RoundReport
 from fedmerge.server.roster import check_devices
+from fedmerge.wire.encodings import ENCODINGS
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ class Terms:
         named: whether messages went to silos by name; else replies say their names.
         shared: whether this is a simulation, in which nothing is private.
         needs: the statistics that rule and shadows want of the silos.
+
+    Raises:
+        ConfigError: an unknown encoding or kind of reply.
     """
 
     encoding: str
@@ -46,6 +50,13 @@ class Terms:
     named: bool = True
     shared: bool = False
     needs: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.replies not in ("delta", "weights"):
+            known = nearest(str(self.replies), ["delta", "weights"])
+            raise ConfigError(f"replies is {self.replies!r}: {known}")
+        if self.encoding not in ENCODINGS:
+            raise ConfigError(f"encoding is {self.encoding!r}: {nearest(str(self.encoding), ENCODINGS)}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, replace
 
 from fedmerge.adapters.adapter import Adapter
@@ -15,8 +14,6 @@ from fedmerge.rules.statistics import needs_of
 from fedmerge.server.guard import Admitted
 from fedmerge.server.plan import Plan
 from fedmerge.server.reading import check_finite
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,3 @@ class Merger:
             finite=True,
             statistics=statistics if needs else None,
         )
-
-    def shadows(self, closed: Closed) -> dict[str, Adapter]:
-        """What each shadow of the plan makes of the same replies, by its name; none where it fails."""
-        adapters: dict[str, Adapter] = {}
-        for shadow in self.plan.shadows:
-            try:
-                adapters[shadow.name] = self.merged(closed, shadow.rule, shadow.space).adapter
-            except (FedMergeError, RuntimeError) as err:  # a comparison must not end the run
-                logger.warning("shadow %s is left out: %s", shadow.name, err)
-        return adapters

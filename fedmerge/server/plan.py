@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +13,16 @@ from fedmerge.adapters.spaces import Factors, Space, parse_space
 from fedmerge.adapters.statistics import check_needs
 from fedmerge.errors import ConfigError, RoundFailed, RuleError
 from fedmerge.rules import Draw, Rule, Stack, parse_rule
+from fedmerge.rules.negation import check_there, negated_by
 from fedmerge.rules.statistics import needs_of
+from fedmerge.server.gate import Gate, parse_gate
 from fedmerge.server.outliers import OutlierPolicy, parse_guard
 from fedmerge.server.settings import StrategySettings
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """A further way to merge the last round's replies, to be compared; `name` is its text."""
+    """A further way to merge a round's replies, to be compared; `name` is its text."""
 
     name: str
     rule: Rule
@@ -28,7 +31,7 @@ class Shadow:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rule, space, server optimizer, guard and shadows of a run.
+    """Rule, space, server optimizer, guard, gate and shadows of a run.
 
     Example:
         >>> plan = Plan.of(StrategySettings(shadows="ties(density=0.2); fedavg() @ product()"))
@@ -41,6 +44,7 @@ class Plan:
     optimizer: ServerOptimizer
     outliers: OutlierPolicy
     shadows: tuple[Shadow, ...]
+    gate: Gate
 
     @classmethod
     def of(cls, settings: StrategySettings, rule: Rule | None = None) -> Plan:
@@ -49,7 +53,7 @@ class Plan:
         Raises:
             RuleError: a rule, space or optimizer that is unknown or out of range, or an optimizer or a rule
                 that does not work in the space.
-            ConfigError: a guard or shadow that can't be read.
+            ConfigError: a guard, gate or shadow that can't be read.
         """
         space, optimizer = parse_space(settings.space), parse_optimizer(settings.server_optimizer)
         optimizer.check_space(space)
@@ -61,6 +65,7 @@ class Plan:
             optimizer=optimizer,
             outliers=parse_guard(settings.guard),
             shadows=parse_shadows(settings.shadows),
+            gate=parse_gate(settings.gate),
         )
 
     @property
@@ -69,7 +74,7 @@ class Plan:
         return needs_of(self.rule).union(*(needs_of(shadow.rule) for shadow in self.shadows))
 
     def check_rounds(self, rounds: int) -> None:
-        """Refuse what can't run so many rounds on adapters of LoRA pairs; shadows merge only once.
+        """Refuse what can't run so many rounds on adapters of LoRA pairs; shadows merge but once each.
 
         Raises:
             RuleError: a rule that does not work in its space.
@@ -83,6 +88,37 @@ class Plan:
                 f"space {self.space} keeps the merge exact by a rank that grows: over {rounds} rounds "
                 "(run.rounds) it would grow each time; use product() or core(), or a single round"
             )
+
+    def check_private(self, private: str) -> None:
+        """Refuse spaces that work on whole LoRA pairs where silos keep A or B to themselves.
+
+        Args:
+            private: the text of lora.private.
+
+        Raises:
+            ConfigError: then rule or shadows work elsewhere than in factors().
+        """
+        spaces = [self.space, *(shadow.space for shadow in self.shadows)]
+        unfit = [space for space in spaces if not isinstance(space, Factors)]
+        if unfit and {"A", "B"}.intersection(part.strip() for part in private.split(",")):
+            raise ConfigError(
+                f"space {unfit[0]} works on whole LoRA pairs, and with lora.private = {private!r} the server "
+                "has none: set strategy.space to factors(), and strategy.shadows likewise or to nothing"
+            )
+
+    def check_names(self, asked: Sequence[str] | None) -> None:
+        """Refuse a rule that names a silo which the round does not ask, before anybody trains.
+
+        Args:
+            asked: names of the silos that the round asks; None where nobody knows them yet.
+
+        Raises:
+            RoundFailed: with the name.
+        """
+        try:
+            check_there(sorted(negated_by(self.rule)) if asked is not None else (), asked or ())
+        except RuleError as problem:
+            raise RoundFailed(f"{self.rule} can't merge this round: {problem}. Nothing was trained") from None
 
     def check_clients(self, asked: int, need: int) -> None:
         """Refuse a rule that could not merge as many replies as may come, before anybody trains.
@@ -100,10 +136,12 @@ class Plan:
             return  # the first depends on the tensors; the others weigh coordinates, and take any number
         for count in (asked, need):
             values = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
-            names = tuple(f"silo-{client}" for client in range(count))
+            named = sorted(negated_by(self.rule)) + [f"silo {client}" for client in range(count)]
             stack = Stack(values, torch.ones(count, 1, dtype=torch.float64))
             try:
-                self.rule(stack, Draw(seed=0, round=0, silos=names, tensor="trial", shape=(8,)))
+                self.rule(
+                    stack, Draw(seed=0, round=0, silos=tuple(named[:count]), tensor="trial", shape=(8,))
+                )
             except RuleError as problem:
                 raise RoundFailed(
                     f"{self.rule} can't merge {count} replies: {problem}. The round asks {asked} silos, and "

@@ -30,8 +30,15 @@ class RoundReport:
         merge: what the merge reports.
         bytes_down: of the instructions' content.
         bytes_up: of the replies' content, refused ones included.
-        seconds: by phase: wait (for nodes), train (until the last reply), merge, write.
+        seconds: by phase: wait (for nodes), train (until the last reply), merge, write, and shadows where
+            these are scored in every round.
         failed: why the round could not be closed; "" where it was.
+        rejected: why the round's broadcast was taken back and its replies, which then weigh nothing, were
+            discarded; "" where they were merged.
+        shadows: one-step counterfactuals, beside "merged": what each rule would have made of this round's
+            replies, with no silo trained on from it. By name: metric, mean, worst, and "silos" (by silo) or
+            "server"; or "error". Empty where they are not scored in every round.
+        shadow_bytes: of the messages that had the silos score them, "down" and "up".
     """
 
     round: int
@@ -46,6 +53,9 @@ class RoundReport:
     bytes_up: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     failed: str = ""
+    rejected: str = ""
+    shadows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shadow_bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0})
 
     def admit(self, replies: Sequence[Admitted], weights: Sequence[float]) -> None:
         """Note the admitted replies and what each counts."""
@@ -68,6 +78,8 @@ class RoundReport:
 
     def sentence(self) -> str:
         """The round in one line, for the log."""
+        if self.rejected:
+            return f"round {self.round}: {self.rejected}; its {len(self.admitted)} replies are discarded"
         parts = [f"round {self.round}: merged {len(self.admitted)} of {len(self.asked)} silos"]
         parts += [f"{len(self.refused)} refused"] * bool(self.refused)
         parts += [f"{len(self.missing)} missing"] * bool(self.missing)

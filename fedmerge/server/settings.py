@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedmerge.errors import ConfigError, nearest
 
 WEIGHTINGS = ("examples", "uniform")
+SHADOW_SCORINGS = ("final", "server", "silos")
 
 
 def _number(key: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
@@ -32,7 +33,7 @@ class StrategySettings:
         weighting: "examples" (a silo counts as much as it has training rows) or "uniform".
         weight_cap: the largest share of the total that one silo may have, in (0, 1]; 0 is without a cap.
         server_optimizer: what is done with the merged step, "momentum(rate=1.0, beta=0.9)".
-        shadows: further merges of the last round's replies, to be compared: "rule @ space; rule @ space".
+        shadows: further merges of a round's replies, to be compared: "rule @ space; rule @ space".
         fraction: share of the silos that a round asks, in (0, 1]; at least one silo.
         quorum: share of the asked silos whose replies a round needs, in (0, 1].
         deadline_seconds: how long a round waits for replies.
@@ -40,6 +41,10 @@ class StrategySettings:
         guard: what is done with outliers: "finite()" nothing, "refuse(times=10)" refuses a delta longer than
             so many times the median of the round's, "clip(times=10)" shortens it to that. NaN and Inf are
             refused always.
+        gate: what sends a broadcast back: "silos(share=0.5, drop=0.02)" the scores of the silos that received
+            it, "off()" nothing.
+        shadow_scoring: where shadows are scored: "final" after the last round, at all silos; in every round
+            at the "server", on rows of its own, or at the round's "silos".
 
     Raises:
         ConfigError: a value is out of range; the message names the key.
@@ -63,10 +68,12 @@ class StrategySettings:
     deadline_seconds: float = 3600.0
     wait_seconds: float = 300.0
     guard: str = "finite()"
+    gate: str = "silos(share=0.5, drop=0.02)"
+    shadow_scoring: str = "final"
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("rule", "space", "server_optimizer", "shadows", "guard"):
+        for name in ("rule", "space", "server_optimizer", "shadows", "guard", "gate"):
             if not isinstance(getattr(self, name), str):
                 key = name.replace("_", "-")
                 raise ConfigError(f"strategy.{key} is {getattr(self, name)!r}, expected text")
@@ -74,6 +81,9 @@ class StrategySettings:
             raise ConfigError(
                 f"strategy.weighting is {self.weighting!r}: {nearest(str(self.weighting), WEIGHTINGS)}"
             )
+        if self.shadow_scoring not in SHADOW_SCORINGS:
+            expected = nearest(str(self.shadow_scoring), SHADOW_SCORINGS)
+            raise ConfigError(f"strategy.shadow-scoring is {self.shadow_scoring!r}: {expected}")
         _number("weight-cap", self.weight_cap, 0, 1)
         _number("fraction", self.fraction, 0, 1, open_low=True)
         _number("quorum", self.quorum, 0, 1, open_low=True)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
-from urllib.parse import quote
 
 import safetensors.torch
 import tomli_w
@@ -22,7 +21,6 @@ from fedmerge.wire.tensorfile import write_file, write_files
 
 Scalar = str | int | float | bool
 LOCK = ".lock"
-_LONGEST_FILE_NAME = 100
 
 
 @contextmanager
@@ -125,19 +123,6 @@ def hash_of(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_name(silo: str) -> str:
-    """A silo's name as a file name: distinct for distinct names, never hidden, never outside of the folder.
-
-    Example:
-        >>> file_name("hospital-a"), file_name("../x y"), file_name("..")
-        ('hospital-a', '%2E%2E%2Fx%20y', '%2E%2E')
-    """
-    quoted = quote(silo, safe="").replace(".", "%2E").replace("~", "%7E")
-    if len(quoted) <= _LONGEST_FILE_NAME:
-        return quoted or "%"  # which no quoted name is
-    return f"{quoted[:60]}-{hashlib.sha256(silo.encode()).hexdigest()[:32]}"
 
 
 def to_json(value: object, indent: int | None = None) -> str:

@@ -5,42 +5,35 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmerge.adapters import Adapter, Lora
-from fedmerge.errors import ConfigError, RoundFailed, WireError, nearest
+from fedmerge.errors import RoundFailed
 from fedmerge.rules import Rule
-from fedmerge.server.asking import Asker
+from fedmerge.server.asking import Asked, Asker
+from fedmerge.server.books import Books
+from fedmerge.server.counterfactuals import Counterfactuals, Scorer
+from fedmerge.server.evaluating import evaluation, others
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.gathering import Opened, Terms, gather
-from fedmerge.server.guard import Admitted, Refusal, Replies
+from fedmerge.server.guard import Admitted, Replies
 from fedmerge.server.merging import Closed, Merger
 from fedmerge.server.observer import Observer, Silent
 from fedmerge.server.plan import Plan
-from fedmerge.server.reading import read_scores
 from fedmerge.server.report import RoundReport, average
 from fedmerge.server.roster import Roster
-from fedmerge.server.scores import Summary, summarize
+from fedmerge.server.scores import summarize
 from fedmerge.server.settings import StrategySettings
+from fedmerge.server.standing import VALIDATION, Scored, Standing
 from fedmerge.server.weighting import weights_of
-from fedmerge.wire.encodings import ENCODINGS
-from fedmerge.wire.protocol import EXAMPLES, RECEIVED, Instruction
+from fedmerge.wire.protocol import RECEIVED, Instruction
 from fedmerge.wire.records import count_bytes, from_record, to_record
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A broadcast, the round that made it (0 for the initial adapter), and its validation scores."""
-
-    round: int
-    adapter: Adapter
-    summary: Summary
 
 
 class MergeStrategy(Strategy):
@@ -52,15 +45,17 @@ class MergeStrategy(Strategy):
     Args:
         rule: a rule, or its text: "ties(density=0.2)".
         space: where deltas are compared: "factors()" or "product()".
-        weighting: see `StrategySettings`, as the next eight.
+        weighting: see `StrategySettings`, as the next ten.
         weight_cap: share of the total in (0, 1]; 0 is without a cap.
         server_optimizer: what is done with the merged step.
-        shadows: further merges of the last round's replies: "rule @ space; rule @ space".
+        shadows: further merges of a round's replies: "rule @ space; rule @ space".
         fraction: share of the silos that a round asks, in (0, 1].
         quorum: share of the asked silos whose replies a round needs, in (0, 1].
         deadline_seconds: how long a silo's messages live; give the same to ``start(timeout=...)``.
         wait_seconds: how long a round waits for nodes.
         guard: what is done with deltas that are much too long.
+        gate: what sends a broadcast back; it acts on scores in train replies ("received/validation/loss").
+        shadow_scoring: where shadows are scored: "final", "server" or "silos".
         replies: "delta" (trained minus received) or "weights" (what was trained, as Flower's own apps send).
         encoding: how deltas travel: "exact", "bf16" or "fp16".
         roster: the known silos; None asks whatever nodes are connected, and takes the names that they reply
@@ -78,6 +73,7 @@ class MergeStrategy(Strategy):
         record: whether every admitted delta is written to the folder, with the statistics beside it.
         observer: who watches.
         folder: where each round is written.
+        scorer: scores adapters on the server's rows, for ``shadow_scoring="server"``.
 
     What a rule needs besides deltas, as `fisher` does, the config of each train message asks for under
     "statistics"; `fedmerge.wire.protocol.reply_content` builds the reply with it.
@@ -106,6 +102,8 @@ class MergeStrategy(Strategy):
         deadline_seconds: float = 3600.0,
         wait_seconds: float = 300.0,
         guard: str = "finite()",
+        gate: str = "silos(share=0.5, drop=0.02)",
+        shadow_scoring: str = "final",
         replies: Replies = "delta",
         encoding: str = "exact",
         roster: Roster | None = None,
@@ -120,15 +118,12 @@ class MergeStrategy(Strategy):
         record: bool = False,
         observer: Observer | None = None,
         folder: RunFolder | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         """Parse and check everything, before a round is spent."""
-        if replies not in ("delta", "weights"):
-            raise ConfigError(f"replies is {replies!r}: {nearest(str(replies), ['delta', 'weights'])}")
-        if encoding not in ENCODINGS:
-            raise ConfigError(f"encoding is {encoding!r}: {nearest(str(encoding), ENCODINGS)}")
         self.settings = StrategySettings(
             str(rule), space, weighting, weight_cap, server_optimizer, shadows,
-            fraction, quorum, deadline_seconds, wait_seconds, guard,
+            fraction, quorum, deadline_seconds, wait_seconds, guard, gate, shadow_scoring,
         )  # fmt: skip
         self.plan = Plan.of(self.settings, None if isinstance(rule, str) else rule)
         self.plan.check_lora(lora)
@@ -142,25 +137,23 @@ class MergeStrategy(Strategy):
             named=roster is not None, shared=roster is not None and roster.shared, needs=self.plan.needs,
         )  # fmt: skip
         self.merger = Merger(self.plan, seed, device)
+        self.counterfactuals = Counterfactuals(self.merger, shadow_scoring, scorer)
+        self.standing = Standing(self.plan.gate)
         self.observer: Observer = observer or Silent()
-        self.folder, self.record = folder, record
+        self.books = Books(self.observer, folder, record)
+        self.rounds, self.refused = self.books.rounds, self.books.refused
         self.broadcast: Adapter | None = None
-        self.best: Scored | None = None
-        self.refused: list[Refusal] = []
-        self.rounds: list[RoundReport] = []
         self._record: ArrayRecord | None = None
         self._opened: Opened | None = None
-        self._closed: Closed | None = None
-        self._shadows: dict[str, Adapter] | None = None
+        self._unpublished: tuple[RoundReport, Asked] | None = None
 
     # What Flower calls, in its order
 
     def summary(self) -> None:
         """Log what will be done."""
-        how = (self.plan.rule, self.plan.space, self.plan.optimizer)
-        logger.info("rule %s, space %s, server optimizer %s", *how)
-        shares = (self.settings.fraction, self.settings.quorum)
-        logger.info("asks %g of the silos, needs %g of those", *shares)
+        plan, settings = self.plan, self.settings
+        logger.info("rule %s, space %s, server optimizer %s", plan.rule, plan.space, plan.optimizer)
+        logger.info("asks %g of the silos, needs %g of those", settings.fraction, settings.quorum)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -173,10 +166,12 @@ class MergeStrategy(Strategy):
             WireError: `arrays` is no record of tensors.
         """
         began = time.monotonic()
-        self._closed = self._shadows = None
+        self._publish_late()
+        self.counterfactuals.take(None)
         self._receive(arrays)
         self.observer.phase("waiting for nodes")
         asked = self.asker.choose(grid, server_round)
+        self.plan.check_names(None if self.asker.roster is None else asked.silos)
         self.plan.check_clients(len(asked.silos), asked.need)
         messages = self.asker.train(asked, arrays, config, server_round)
         report = RoundReport(server_round, asked.silos)
@@ -202,51 +197,49 @@ class MergeStrategy(Strategy):
         self._opened = None
         try:
             admitted = gather(opened, received, replies, self.terms, self.observer)
-            self._merge(opened.report, received, admitted)
+            if not self._rejects(opened.report, received, admitted):
+                self._merge(opened.report, received, admitted)
         except RoundFailed as failure:
             opened.report.failed = str(failure)
-            self._close(opened.report)
+            self.books.publish(opened.report)
             raise
-        self._close(opened.report)
+        self._close(opened)
         return self._record, average([a.metrics for a in admitted], [a.examples for a in admitted])
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask all nodes to score the new broadcast, where that was asked for."""
-        return self.asker.evaluate(grid, arrays, config, server_round) if self.evaluate else []
+        """Ask the round's silos to score its shadows, all nodes the new broadcast: where it is wanted."""
+        plain = self.asker.evaluate(grid, arrays, config, server_round) if self.evaluate else []
+        if self._unpublished is None:
+            return plain
+        self.observer.phase("scoring the shadows")
+        probes = self.counterfactuals.ask(arrays, config, self.asker, self._unpublished[1])
+        return [*probes, *others(plain, probes)]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The mean of each metric over the nodes, weighted by examples; nodes that fail are left out."""
-        scores: list[dict[str, float]] = []
-        for reply in replies:
-            try:
-                scores.append(read_scores(reply))
-            except WireError as problem:
-                logger.warning(
-                    "round %d: evaluation at node %d: %s", server_round, reply.metadata.src_node_id, problem
-                )
-        return average(scores, [score[EXAMPLES] for score in scores]) if scores else None
+        try:
+            return evaluation(server_round, replies, self.counterfactuals.hear)
+        finally:
+            self._publish_late()
 
     # What is read afterwards
 
     @property
     def last_replies(self) -> list[Admitted]:
         """The admitted replies of the last round, sorted by silo; empty while a round is open."""
-        return self._closed.replies if self._closed else []
+        return self.counterfactuals.closed.replies if self.counterfactuals.closed else []
 
     @property
     def shadow_adapters(self) -> dict[str, Adapter]:
-        """What each shadow makes of the last round's replies, by its name; merged when first asked for."""
-        if self._shadows is None and self._closed is not None:
-            self._shadows = self.merger.shadows(self._closed)
-        return self._shadows or {}
+        """What each shadow makes of the last round's replies, by its name; none where they were discarded."""
+        return self.counterfactuals.adapters
 
-    def score(self, round: int, adapter: Adapter, summary: Summary | None) -> None:
-        """Note the validation scores of what `round` made; the best so far is kept in `best`."""
-        made = round > 0  # what round 1 received is no result, however good
-        if made and summary is not None and summary.better_than(self.best.summary if self.best else None):
-            self.best = Scored(round, adapter, summary)
+    @property
+    def best(self) -> Scored | None:
+        """Of the broadcasts that the gate let pass, the one with the best scores."""
+        return self.standing.best
 
     # One round
 
@@ -257,43 +250,50 @@ class MergeStrategy(Strategy):
         first = self.broadcast is None
         self.broadcast = Adapter(from_record(arrays), self.lora)
         self._record = arrays
-        if first and self.folder is not None:
-            self.folder.write_round(0, self.broadcast)
+        if first:
+            self.books.begin(self.broadcast)
+
+    def _rejects(self, report: RoundReport, received: Adapter, replies: list[Admitted]) -> bool:
+        """Whether the silos' scores send their broadcast back; then the last good one is the next again."""
+        metrics = {reply.silo: reply.metrics for reply in replies}
+        report.received = summarize(metrics, RECEIVED, VALIDATION)
+        report.rejected = self.standing.judge(report.round, received, self.merger.state, metrics)
+        good = self.standing.good
+        if not report.rejected or good is None:
+            return False
+        report.admit(replies, [0.0] * len(replies))
+        self.broadcast, self.merger.state = good.adapter, good.optimizer
+        self._record = to_record(good.adapter.tensors)
+        return True
 
     def _merge(self, report: RoundReport, received: Adapter, replies: list[Admitted]) -> None:
         """Merge the admitted replies into the next broadcast."""
         self.observer.phase("merging")
         began = time.monotonic()
-        weights = weights_of(
-            [reply.examples for reply in replies], self.settings.weighting, self.settings.weight_cap
-        )
+        settings, examples = self.settings, [reply.examples for reply in replies]
+        weights = weights_of(examples, settings.weighting, settings.weight_cap)
         report.admit(replies, weights)
-        report.received = summarize({reply.silo: reply.metrics for reply in replies}, RECEIVED, "validation")
-        self.score(report.round - 1, received, report.received)
-        self._write_deltas(report, replies)
-        self._closed = Closed(report.round, received, replies, weights)
-        self.broadcast, report.merge = self.merger.step(self._closed)
+        self.books.write_deltas(report, replies)
+        closed = Closed(report.round, received, replies, weights)
+        self.broadcast, report.merge = self.merger.step(closed)
+        self.counterfactuals.take(closed)
         self._record = to_record(self.broadcast.tensors)
         report.seconds["merge"] = time.monotonic() - began - report.seconds.get("write", 0.0)
 
-    def _write_deltas(self, report: RoundReport, replies: list[Admitted]) -> None:
-        """Write the deltas down before they are merged, where that is wanted."""
-        began = time.monotonic()
-        if self.folder is not None and self.record:
-            for reply in replies:
-                self.folder.write_delta(report.round, reply.silo, reply.delta, reply.statistics)
-        report.seconds["write"] = time.monotonic() - began
+    def _close(self, opened: Opened) -> None:
+        """Write the round down, and report it, unless its silos have its shadows to score yet."""
+        report = opened.report
+        assert self.broadcast is not None  # a round was opened with it
+        self.books.write_round(report, self.broadcast, self.merger.state)
+        self.counterfactuals.begin(self.broadcast, report)
+        if self.counterfactuals.awaited:
+            self._unpublished = report, opened.asked
+        else:
+            self.books.publish(report)
 
-    def _close(self, report: RoundReport) -> None:
-        """Write the round, and report it."""
-        began = time.monotonic()
-        if self.folder is not None and self.broadcast is not None and not report.failed:
-            silos = {silo: entry["weight"] for silo, entry in report.admitted.items()}
-            self.folder.write_round(
-                report.round, self.broadcast, optimizer=self.merger.state, state={"silos": silos}
-            )
-        report.seconds["write"] = report.seconds.get("write", 0.0) + time.monotonic() - began
-        self.rounds.append(report)
-        self.refused.extend(report.refused)
-        logger.info("%s", report.failed or report.sentence())
-        self.observer.round_closed(report.to_dict())
+    def _publish_late(self) -> None:
+        """Report the round whose shadows the silos were to score."""
+        if self._unpublished is not None:
+            report, self._unpublished = self._unpublished[0], None
+            self.counterfactuals.finish(report)
+            self.books.publish(report)

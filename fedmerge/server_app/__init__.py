@@ -30,7 +30,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:
-    """What `flwr run --stream` shows at the end: each candidate's mean over silos, and where the adapter is.
+    """What `flwr run --stream` shows at the end: means over silos, what the gate rejected, and the adapter.
 
     Example:
         >>> summary({"metric": "accuracy", "candidates": {"base": {"mean": 0.5}, "merged": {"mean": 0.75}},
@@ -39,4 +39,5 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """
     means = {name: row["mean"] for name, row in result["candidates"].items() if "mean" in row}
     rows = [f"  {mean:.4f}  {name}{' (kept)' * (name == result['kept'])}" for name, mean in means.items()]
-    return [f"{result['metric']}, mean over silos", *rows, f"adapter: {result['adapter']}"]
+    rejected = [f"rejected by the gate: {sentence}" for sentence in result.get("rejected", ())]
+    return [f"{result['metric']}, mean over silos", *rows, *rejected, f"adapter: {result['adapter']}"]

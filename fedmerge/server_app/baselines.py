@@ -38,7 +38,7 @@ class Baselines:
         config: the run's.
         silos: their names.
         names: the baselines that are wanted.
-        initial: the adapter that round 1 received.
+        initial: the whole adapter that round 1 started from.
         instruction: round 0, with what all train messages of the run have in common.
     """
 
@@ -51,11 +51,13 @@ class Baselines:
     def known(self, first_deltas: Mapping[str, Adapter]) -> dict[str, Adapter]:
         """What needs no further training: centroids, and the silos alone where round 1 was the only round.
 
+        What a silo keeps to itself is in no delta: then there are none.
+
         Args:
             first_deltas: of round 1 by silo.
         """
         reference = {CENTROIDS: self.initial} if CENTROIDS in self.names else {}
-        if ALONE not in self.names or self.config.run.rounds > 1:
+        if ALONE not in self.names or self._trained_apart:
             return reference
         return reference | {f"{ALONE}/{silo}": self._stepped(delta) for silo, delta in first_deltas.items()}
 
@@ -80,9 +82,14 @@ class Baselines:
             logger.warning("baseline %r is left out: %s", name, err)
             return {}
 
+    @property
+    def _trained_apart(self) -> bool:
+        """Whether no round's deltas are those of the silos alone."""
+        return self.config.run.rounds > 1 or bool(self.config.silo.lora.private)
+
     def _orders(self) -> dict[str, Instruction]:
         orders = {POOLED: self._pooled()} if POOLED in self.names else {}
-        if ALONE in self.names and self.config.run.rounds > 1:
+        if ALONE in self.names and self._trained_apart:
             orders |= {f"{ALONE}/{silo}": self._alone(silo) for silo in self.silos}
         return orders
 

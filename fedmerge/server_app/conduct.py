@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedmerge.adapters import Adapter
 from fedmerge.config import Config
+from fedmerge.server.counterfactuals import Scorer
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.observer import Observer, Several, Silent
 from fedmerge.server.strategy import MergeStrategy
@@ -21,21 +23,27 @@ from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
 from fedmerge.server_app.finale import Finale
-from fedmerge.server_app.muster import Muster, expects_gpu, muster
-from fedmerge.server_app.scoring import Scores
+from fedmerge.server_app.held import held
+from fedmerge.server_app.muster import Muster, expects_gpu, muster, rounds_of
+from fedmerge.server_app.personal import Results
+from fedmerge.server_app.scoring import SPLITS, Scores
 from fedmerge.silo.lora import initial_adapter
+from fedmerge.silo.private import check_parts, shared_part
 from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.wire.protocol import Instruction
 from fedmerge.wire.records import to_record
 
 
-def conduct(config: Config, grid: Grid, observer: Observer | None = None) -> dict[str, Any]:
+def conduct(
+    config: Config, grid: Grid, observer: Observer | None = None, splits: tuple[str, ...] = SPLITS
+) -> dict[str, Any]:
     """Run everything that a run-config describes, and write it down.
 
     Args:
         config: what to run.
         grid: reaches the nodes; one that yields replies as they come keeps memory small.
         observer: told of progress, beside the run's folder.
+        splits: that the final candidates are scored on; tuning must not see test rows.
 
     Returns:
         What stands in result.json.
@@ -51,7 +59,7 @@ def conduct(config: Config, grid: Grid, observer: Observer | None = None) -> dic
     folder = RunFolder(config.folder, config.flat)
     try:
         with clock.phase("setup"):
-            run = _prepare(config, grid, folder, observer or Silent())
+            run = _prepare(config, grid, folder, observer or Silent(), splits)
         return _conduct(run, clock)
     finally:
         folder.close()
@@ -84,6 +92,13 @@ class _Run:
     silos: Muster
     initial: Adapter
     instruction: Instruction
+    scorer: Scorer | None
+    splits: tuple[str, ...]
+
+    @property
+    def shared(self) -> Adapter:
+        """What of the initial adapter travels: all, but for what `lora.private` names."""
+        return shared_part(self.initial, self.config.silo.lora.private_parts)
 
     @property
     def baselines(self) -> Baselines:
@@ -92,12 +107,18 @@ class _Run:
         return Baselines(self.config, self.silos.roster.names, wanted, self.initial, self.instruction)
 
 
-def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer) -> _Run:
+def _prepare(
+    config: Config, grid: Grid, folder: RunFolder, observer: Observer, splits: tuple[str, ...]
+) -> _Run:
     """Learn who takes part; only then does the folder of an earlier run of the same config begin anew."""
     observer.phase("waiting for nodes")
     silos = muster(grid, config)
     initial = initial_adapter(config.silo, silos.labels or None)
-    folder.start(outcome.environment(config, silos))
+    scorer = held(config, silos)
+    check_parts(initial, config.silo.lora.private_parts)
+    # A deployed silo remembers private tensors by the run's name, which no other run shall have.
+    name = secrets.token_hex(8) if config.silo.lora.private and not silos.roster.shared else ""
+    folder.start(outcome.environment(config, silos) | ({"run": name} if name else {}))
     watchers = Several((folder, observer))
     watchers.run_started(outcome.plan(config, silos, initial))
     train = config.silo.train
@@ -109,34 +130,31 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer) 
         steps=train.steps,
         splits=("validation",),
         labels=silos.labels,
+        run=name,
     )
-    return _Run(config, grid, folder, watchers, silos, initial, instruction)
+    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, splits)
 
 
 def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     strategy = _strategy(run)
     with clock.phase("rounds"):
         rounds, deadline = run.config.run.rounds, run.config.strategy.deadline_seconds
-        strategy.start(run.grid, to_record(run.initial.tensors), rounds, timeout=deadline)
+        strategy.start(run.grid, to_record(run.shared.tensors), rounds, timeout=deadline)
     errands = Errands(run.grid, run.silos.roster)
     with clock.phase("scoring"):
         run.observer.phase("training the baselines and scoring" if run.baselines.names else "scoring")
         candidates, scores = _score(run, errands, strategy)
     ended = outcome.Ended(run.config, run.silos, strategy, candidates, scores)
-    path = run.folder.write_adapter(
-        ended.adapter(), base_model=run.config.silo.base.model, task_type=outcome.task_type(run.config)
-    )
-    result = ended.result(errands.traffic, clock.seconds) | {"adapter": str(path)}
+    personal = run.silos.roster.names if run.silos.roster.shared else ()
+    written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
+    result = ended.result(errands.traffic, clock.seconds) | written
     run.observer.finished(result)
     return result
 
 
 def _strategy(run: _Run) -> MergeStrategy:
-    settings = dataclasses.asdict(run.config.strategy)
-    if not run.silos.roster.shared:
-        settings["shadows"] = ""  # scoring them would cost each silo of a deployment its time
     return MergeStrategy(
-        **settings,
+        **dataclasses.asdict(rounds_of(run.config, shared=run.silos.roster.shared)),
         encoding=run.config.wire.encoding,
         roster=run.silos.roster,
         lora=run.initial.lora,
@@ -149,13 +167,14 @@ def _strategy(run: _Run) -> MergeStrategy:
         record=run.config.run.record,
         observer=run.observer,
         folder=run.folder,
+        scorer=run.scorer,
     )
 
 
 def _score(run: _Run, errands: Errands, strategy: MergeStrategy) -> tuple[dict[str, Adapter], Scores]:
     """All adapters that the run ends with, and their scores."""
     order = dataclasses.replace(run.instruction, round=run.config.run.rounds, epochs=0, steps=0)
-    finale = Finale(errands, run.baselines, order, run.config.strategy.deadline_seconds)
+    finale = Finale(errands, run.baselines, order, run.config.strategy.deadline_seconds, run.splits)
     known = run.baselines.known({reply.silo: reply.delta for reply in strategy.last_replies})
-    trained, scores = finale.run(outcome.candidates(strategy, run.initial, known))
-    return outcome.candidates(strategy, run.initial, known | trained), scores
+    trained, scores = finale.run(outcome.candidates(strategy, run.shared, known))
+    return outcome.candidates(strategy, run.shared, known | trained), scores

@@ -13,7 +13,7 @@ from fedmerge.adapters import Adapter
 from fedmerge.errors import RoundFailed, WireError
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errand, Errands
-from fedmerge.server_app.scoring import Ballot, Scores, ballots
+from fedmerge.server_app.scoring import SPLITS, Ballot, Scores, ballots
 from fedmerge.wire.protocol import Instruction
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,14 @@ class Finale:
         baselines: what is trained for comparison.
         instruction: with fingerprint, seed and labels of the run; trains nothing.
         timeout_seconds: of one scoring.
+        splits: that candidates are scored on.
     """
 
     errands: Errands
     baselines: Baselines
     instruction: Instruction
     timeout_seconds: float
+    splits: tuple[str, ...] = SPLITS
     metrics: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
 
     def run(self, candidates: Mapping[str, Adapter]) -> tuple[dict[str, Adapter], Scores]:
@@ -78,5 +80,6 @@ class Finale:
             logger.warning("silo %r: its scores are left out: %s", silo, err)
 
     def _ballots(self, candidates: Mapping[str, Adapter]) -> list[Ballot]:
-        has_test_rows = any(card.test for card in self.errands.roster.cards)
-        return ballots(candidates, has_test_rows=has_test_rows)
+        shown = "test" in self.splits and any(card.test for card in self.errands.roster.cards)
+        private = bool(self.baselines.config.silo.lora.private)
+        return ballots(candidates, self.splits, has_test_rows=shown, by_round=private)

@@ -15,6 +15,7 @@ from fedmerge.errors import ConfigError, RoundFailed
 from fedmerge.rules.statistics import STATISTICS
 from fedmerge.server.plan import Plan
 from fedmerge.server.roster import Roster, ask, check_devices, wait_for_nodes
+from fedmerge.server.settings import StrategySettings
 from fedmerge.silo.base import check_fingerprint
 from fedmerge.silo.data import agreed_labels
 from fedmerge.wire.protocol import QueryReply
@@ -67,13 +68,24 @@ def muster(grid: Grid, config: Config) -> Muster:
     return Muster(roster, fingerprint, tuple(agreed_labels(config.silo.data, cards)), about)
 
 
+def rounds_of(config: Config, *, shared: bool) -> StrategySettings:
+    """The strategy that a run's rounds follow.
+
+    In a deployment the final evaluation scores no shadows, which would cost each silo its time: they are
+    merged there only where they are scored in every round.
+    """
+    strategy = config.strategy
+    dropped = not shared and strategy.shadow_scoring == "final"
+    return replace(strategy, shadows="") if dropped else strategy
+
+
 def _check_statistics(answers: Mapping[int, QueryReply], config: Config, roster: Roster) -> None:
     """Find silos that can't measure what the rule needs before any of them trains.
 
     Raises:
         ConfigError: there are some; the message names them and the statistic.
     """
-    settings = config.strategy if roster.shared else replace(config.strategy, shadows="")
+    settings = rounds_of(config, shared=roster.shared)
     for statistic in sorted(Plan.of(settings).needs):
         unable = [answer for answer in answers.values() if statistic not in answer.statistics]
         silos = sorted(card.name for answer in unable for card in answer.silos)

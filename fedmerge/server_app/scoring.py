@@ -18,6 +18,9 @@ from fedmerge.wire.records import to_record
 SPLITS = ("validation", "test")
 BASE = "base"
 MERGED = "merged"
+FIRST = "first-candidate"
+"""Config key of an evaluate message: what the candidate is called that travels as the broadcast."""
+
 CENTROIDS = "centroids"
 """The untouched base under class means of all silos' training rows: a baseline that needs no training."""
 
@@ -30,21 +33,27 @@ class Ballot:
         candidates: adapters by name, at least one.
         splits: that they are scored on.
         head: another head to score them with; "" is the task's own.
+        round: that made them; None: the last one.
     """
 
     candidates: Mapping[str, Adapter]
     splits: tuple[str, ...]
     head: str = ""
+    round: int | None = None
 
     def errands(self, silos: Iterable[str], instruction: Instruction) -> dict[str, Errand]:
         """The message to each silo, by silo."""
         # The first one travels as every broadcast does, and comes back as "received".
         first, *others = (to_record(adapter.tensors) for adapter in self.candidates.values())
-        named = dict(zip(list(self.candidates)[1:], others, strict=True))
-        order = replace(instruction, splits=self.splits, head=self.head)
+        name, *names = self.candidates
+        named = dict(zip(names, others, strict=True))
+        round = instruction.round if self.round is None else self.round
+        order = replace(instruction, round=round, splits=self.splits, head=self.head)
         return {
             silo: Errand(
-                silo, "evaluate", instruction_content(first, replace(order, silo=silo), candidates=named)
+                silo,
+                "evaluate",
+                instruction_content(first, replace(order, silo=silo), candidates=named, also={FIRST: name}),
             )
             for silo in silos
         }
@@ -58,11 +67,34 @@ class Ballot:
         }
 
 
-def ballots(candidates: Mapping[str, Adapter], *, has_test_rows: bool) -> list[Ballot]:
+def ballots(
+    candidates: Mapping[str, Adapter],
+    splits: tuple[str, ...] = SPLITS,
+    *,
+    has_test_rows: bool,
+    by_round: bool = False,
+) -> list[Ballot]:
     """The messages that have all candidates scored.
 
     What a run may keep is scored on validation rows too, which decide; the others only where they are shown.
+
+    Args:
+        candidates: adapters by name.
+        splits: that what may be kept is scored on.
+        has_test_rows: whether any silo has.
+        by_round: a message for each round, where silos complete an adapter by what they kept of its round.
     """
+    if by_round:
+        rounds = {name: round_of(name) for name in candidates}
+        return [
+            replace(ballot, round=round)
+            for round in dict.fromkeys(rounds.values())
+            for ballot in ballots(
+                {name: adapter for name, adapter in candidates.items() if rounds[name] == round},
+                splits,
+                has_test_rows=has_test_rows,
+            )
+        ]
     decided = {
         name: adapter for name, adapter in candidates.items() if name.partition("/")[0] in (MERGED, BASE)
     }
@@ -71,8 +103,21 @@ def ballots(candidates: Mapping[str, Adapter], *, has_test_rows: bool) -> list[B
         name: adapter for name, adapter in candidates.items() if name not in decided and name not in reference
     }
     shown = ("test",) if has_test_rows else ("validation",)
-    groups = [Ballot(decided, SPLITS), Ballot(others, shown), Ballot(reference, shown, head="centroid")]
+    groups = [Ballot(decided, splits), Ballot(others, shown), Ballot(reference, shown, head="centroid")]
     return [ballot for ballot in groups if ballot.candidates]
+
+
+def round_of(candidate: str) -> int | None:
+    """The round that made a candidate; None: the last one.
+
+    Example:
+        >>> round_of("base"), round_of("merged/3"), round_of("merged"), round_of("alone/3")
+        (0, 3, None, None)
+    """
+    if candidate == BASE:
+        return 0
+    name, _, number = candidate.partition("/")
+    return int(number) if name == MERGED and number else None
 
 
 @dataclass(frozen=True)

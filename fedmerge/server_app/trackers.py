@@ -93,9 +93,10 @@ class Expendable:
             getattr(self._tracker, event)(*values)
         except Exception as error:  # a full disk, a server that is away, whatever another's code raises
             self._failed = True
+            said = next(iter(str(error).splitlines()), "")  # a database adds its statement to what it says
             logger.warning(
                 "tracker %r failed and is left out from here on (%s: %s); the run goes on",
-                self._name, type(error).__name__, error,
+                self._name, type(error).__name__, said,
             )  # fmt: skip
 
 

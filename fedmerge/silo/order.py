@@ -15,15 +15,17 @@ class Order:
 
     Args:
         silo: whose data to use.
-        round: from 1; 0 outside of rounds.
+        round: from 1; 0 outside of rounds. Of an evaluation, the round that made the adapters.
         seed: of the run.
         epochs: passes over the silo's rows; exactly one of epochs and steps is above 0 where it trains.
         steps: optimizer steps.
         stream: a label mixed into the random seed; "" in rounds.
         splits: held-out splits to score on, of "validation" and "test".
+        rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
         labels: the labels that all silos agreed on; empty where the task has none.
         deadline_seconds: training stops so many seconds after the order's start; 0 is without limit.
         statistics: what is measured of the trained adapter, "fisher" or "gram", for the server's rule.
+        run: names the run, where silos remember something of it in a folder of their own.
         head: another head to score with, "centroid" (class means of all silos' training rows here); "" is
             the task's own.
         outcomes: whether scores come with what each held-out row contributed to them.
@@ -36,9 +38,11 @@ class Order:
     steps: int = 0
     stream: str = ""
     splits: tuple[str, ...] = ()
+    rows: int = 0
     labels: tuple[str, ...] = ()
     deadline_seconds: float = 0.0
     statistics: tuple[str, ...] = ()
+    run: str = ""
     head: str = ""
     outcomes: bool = False
 

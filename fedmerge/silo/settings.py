@@ -17,6 +17,7 @@ QUANTIZATIONS = ("none", "8bit", "4bit")
 HEADS = ("label", "linear", "centroid")
 SCHEDULES = ("linear", "cosine", "constant")
 AUTOCASTS = ("none", "bf16", "fp16", "auto")
+PARTS = ("A", "B", "head")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class LoraSettings:
         dropout: share of inputs dropped in training, in [0, 1).
         target_modules: "all-linear", or names with commas between them.
         layers: "all", "top 2" (the two nearest the output), or numbers with commas ("0,1,5").
+        private: what each silo keeps to itself and never sends, of "A", "B" and "head", with commas between.
 
     Raises:
         ConfigError: a value is out of range.
@@ -71,6 +73,7 @@ class LoraSettings:
     dropout: float = 0.0
     target_modules: str = "all-linear"
     layers: str = "all"
+    private: str = ""
 
     def __post_init__(self) -> None:
         checks.integer(self, "rank", 1)
@@ -81,6 +84,14 @@ class LoraSettings:
         checks.text(self, "layers")
         if not re.fullmatch(r"all|top [1-9]\d*|\d+(\s*,\s*\d+)*", self.layers):
             raise checks.error(self, "layers", "'all', 'top 2' or layer numbers such as '0,1,5'")
+        checks.text(self, "private", empty=True)
+        if sorted(self.private_parts) != sorted(set(self.private_parts) & set(PARTS)):
+            raise checks.error(self, "private", "'A', 'B' and 'head', each at most once, or nothing")
+
+    @property
+    def private_parts(self) -> tuple[str, ...]:
+        """The entries of `private`."""
+        return tuple(filter(None, (part.strip() for part in self.private.split(","))))
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,7 @@ class DataSettings:
         prompt: column of the prompt, which is not learnt; goes with `completion`.
         completion: column of the completion.
         seed: decides splits, partition, choice and order of rows.
+        server: source of the rows that the server scores on, "" without any; silos don't use it.
 
     Raises:
         ConfigError: a value is out of range, or columns contradict each other.
@@ -149,10 +161,12 @@ class DataSettings:
     prompt: str = ""
     completion: str = ""
     seed: int = 0
+    server: str = ""
 
     def __post_init__(self) -> None:
         checks.text(self, "source")
-        for name in ("text", "label", "labels", "partition", "silos", "messages", "prompt", "completion"):
+        columns = ("text", "label", "messages", "prompt", "completion")
+        for name in (*columns, "labels", "partition", "silos", "server"):
             checks.text(self, name, empty=True)
         checks.number(self, "validation", least=0.0, below=1.0)
         checks.number(self, "test", least=0.0, below=1.0)
@@ -274,6 +288,16 @@ class SiloSettings:
     def __post_init__(self) -> None:
         checks.integer(self, "seed", 0)
         if self.task.kind == "classification" and not self.data.label:
-            raise checks.error(
-                self.data, "label", "the column of the label, since task.kind = 'classification'"
-            )
+            expected = "the column of the label, since task.kind = 'classification'"
+            raise checks.error(self.data, "label", expected)
+        self._check_private()
+
+    def _check_private(self) -> None:
+        """Refuse a private head where none trains, and parts that leave nothing to share."""
+        parts, task = self.lora.private_parts, self.task
+        headless = task.kind == "causal-lm" or (task.kind == "classification" and task.head != "linear")
+        if "head" in parts and headless:
+            which = f"task.kind = {task.kind!r}, task.head = {task.head!r}"
+            raise checks.error(self.lora, "private", f"no 'head': none trains with {which}")
+        if {"A", "B"} <= set(parts) and (headless or "head" in parts):
+            raise checks.error(self.lora, "private", "parts that leave something to share: 'A' or 'B' alone")

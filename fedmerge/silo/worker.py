@@ -17,9 +17,10 @@ from fedmerge.errors import ConfigError, nearest
 from fedmerge.silo.base import check_fingerprint, load_base, load_tokenizer, pick_device
 from fedmerge.silo.data import SiloData, labels_of, pooled
 from fedmerge.silo.evaluation import evaluate
-from fedmerge.silo.lora import AdaptedModel, read_adapter, write_adapter
+from fedmerge.silo.lora import AdaptedModel, initial_adapter, read_adapter, write_adapter
 from fedmerge.silo.memory import Memory
 from fedmerge.silo.order import Order, Trained
+from fedmerge.silo.private import PersonalPart, PrivateStates, shared_statistics
 from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.silo.settings import SiloSettings
 from fedmerge.silo.split import Split
@@ -44,26 +45,32 @@ logger = logging.getLogger(__name__)
 class Worker:
     """Trains and scores any of the silos it holds.
 
-    The base is loaded once, at the first use. An order's result depends on the order, the broadcast
-    and the silo's rows alone, never on what was done before. Orders are taken one at a time.
+    The base is loaded once, at the first use. An order's result depends on the order, the broadcast, the
+    silo's rows and the files of its private tensors alone, never on what else was done before. Orders are
+    taken one at a time.
 
     Args:
         settings: of the run; the same for all silos.
         silos: the rows at hand, by silo name.
+        states: where silos keep their private tensors (`lora.private`), if they have any.
 
     Raises:
         ConfigError: no silo, an unknown task, or a device that isn't there.
     """
 
-    def __init__(self, settings: SiloSettings, silos: Mapping[str, SiloData]) -> None:
+    def __init__(
+        self, settings: SiloSettings, silos: Mapping[str, SiloData], states: PrivateStates | None = None
+    ) -> None:
         """Check what can be checked without loading anything."""
         if not silos:
             raise ConfigError("a worker needs the rows of at least one silo")
         self.settings = settings
         self._silos = dict(silos)
         self._task_class = task_class(settings.task.kind)
+        self._personal = PersonalPart(settings.lora.private_parts, states)
         self._device = pick_device(settings.train.device)
         self._tasks: dict[tuple[str, ...], Task] = {}
+        self._initials: dict[tuple[str, ...], Adapter] = {}
         self._splits: Memory[Split] = Memory(MEMORY_BYTES, lambda split: split.bytes)
         self._lock = threading.Lock()
         use_deterministic_algorithms()
@@ -99,32 +106,40 @@ class Worker:
         """Score the broadcast, train from it, and give the difference.
 
         Args:
-            broadcast: the adapter to start from.
+            broadcast: the adapter to start from; where its private tensors are missing, the silo's own
+                complete it.
             order: silo, amount, seeds, splits to score on.
 
         Returns:
-            trained minus received, in the broadcast's dtypes, the broadcast's scores, and the statistics
-            that the order asks for.
+            trained minus received, of the broadcast's tensors in its dtypes, the scores of what the training
+            started from, and the statistics that the order asks for.
 
         Raises:
-            ConfigError: unknown silo, unfit rows, a loss that is not finite, or an unknown statistic.
+            ConfigError: unknown silo, unfit rows, a loss that is not finite, an unknown statistic, or a
+                broadcast that would have private tensors sent.
             AdapterMismatch: the broadcast does not fit this silo's base and adapter settings.
+            CheckpointError: the silo's private tensors can't be read or written.
         """
         began = time.monotonic()
         with self._lock:
             order = self._begin(order)
-            scores = self._scores({"received": broadcast}, replace(order, outcomes=False))
-            write_adapter(self._model, broadcast, self._head(order))
+            received = self._received(broadcast, order)
+            scores = self._scores({"received": received}, replace(order, outcomes=False))
+            write_adapter(self._model, received, self._head(order))
             task, rows = self._task(order.labels), self._split(order, "train")
             result = fit(self._model, task, rows, self.settings.train, order, began=began)
-            delta = difference(read_adapter(self._model), broadcast)
+            trained = read_adapter(self._model)
             measured = Measured(self._model, task, rows, self.settings.train, order, began)
             statistics = measure(measured) if order.statistics else {}
+            if received is not broadcast:
+                self._personal.keep(trained, order)
+        delta = difference(trained, broadcast)
         metrics = {name: value for name, value in scores.items() if isinstance(value, float)}
         metrics |= {"steps": float(result.steps), "seconds": time.monotonic() - began}
         if result.steps:
             metrics["train_loss"] = result.loss
         logger.info("%s: %d steps in %.1f s", order.place, result.steps, metrics["seconds"])
+        statistics = shared_statistics(statistics, self.settings.lora.private_parts)
         return Trained(delta, len(self._rows(order.silo, "train")), metrics, statistics)
 
     def evaluate(self, candidates: Mapping[str, Adapter], order: Order) -> Scored:
@@ -137,9 +152,16 @@ class Worker:
         Raises:
             ConfigError: unknown silo or unfit rows.
             AdapterMismatch: a candidate does not fit this silo's base and adapter settings.
+            CheckpointError: the silo's private tensors can't be read.
         """
         with self._lock:
-            return self._scores(candidates, self._begin(order))
+            order = self._begin(order)
+            # What round r made belongs to what the silo kept in round r.
+            whole = {
+                name: self._personal.whole(adapter, order, order.round + 1, self._initial)
+                for name, adapter in candidates.items()
+            }
+            return self._scores(whole, order)
 
     def _begin(self, order: Order) -> Order:
         """The order with its silo's name, after what a worker's first order has to wait for."""
@@ -148,6 +170,20 @@ class Worker:
         # The number of threads changes bits, and is a matter of the thread that computes.
         torch.set_num_threads(self.settings.train.threads)
         return order
+
+    def _received(self, broadcast: Adapter, order: Order) -> Adapter:
+        """What a training starts from: baselines train whole adapters as they are, rounds the shared part."""
+        received = self._personal.whole(broadcast, order, order.round, self._initial)
+        if self._personal.parts and received is broadcast and not order.stream:
+            raise ConfigError(
+                f"{order.place}: the broadcast has private tensors (lora.private), so the delta would, too"
+            )
+        return received
+
+    def _initial(self, labels: tuple[str, ...]) -> Adapter:
+        if labels not in self._initials:
+            self._initials[labels] = initial_adapter(self.settings, labels)
+        return self._initials[labels]
 
     def _scores(self, candidates: Mapping[str, Adapter], order: Order) -> Scored:
         task = self._task(order.labels, order.head)
@@ -159,7 +195,7 @@ class Worker:
             for name in order.splits:
                 if not self._rows(order.silo, name):
                     continue
-                held_out = self._split(order, name)
+                held_out = self._split(order, name).spread(order.rows)
                 size = self.settings.train.evaluation_batch_size
                 found = evaluate(self._model, task, held_out, lambda: self._split(reference, "train"), size)
                 scores |= {

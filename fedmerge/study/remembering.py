@@ -14,10 +14,12 @@ from flwr.app import MetricRecord as Metrics
 from fedmerge.engine.executors import Executor
 from fedmerge.engine.identity import stamp
 from fedmerge.server.reading import metrics_of
+from fedmerge.server_app.scoring import FIRST
 from fedmerge.silo.tasks.task import OUTCOMES, SIZES
 from fedmerge.study.memo import Answer, Memo
 from fedmerge.wire.protocol import (
     ARRAYS,
+    CONFIG,
     EXAMPLES,
     FEDMERGE,
     METRICS,
@@ -45,9 +47,12 @@ class Remembering:
         needs: statistics that round 1 is always asked for, so that rules which need them and rules which do
             not share its training.
         outcomes: whether scores on test rows are kept row by row.
+        remembers: False passes everything on: where silos keep parts of the adapter to themselves
+            (`lora.private`), an answer depends on what was trained before.
         computed: silos' trainings and scorings that were computed here.
         recalled: those that were known.
         digests: of the adapters that were scored, by candidate name, since it was last cleared.
+        labels: of the last scoring.
     """
 
     executor: Executor
@@ -55,16 +60,18 @@ class Remembering:
     scope: str
     needs: tuple[str, ...] = ()
     outcomes: bool = True
+    remembers: bool = True
     computed: int = 0
     recalled: int = 0
     digests: dict[str, str] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
     _ready: list[Message] = field(default_factory=list)
     _asked: dict[str, tuple[Message, _Question]] = field(default_factory=dict)
 
     def submit(self, message: Message) -> None:
         """Answer from the memo, or pass on what it does not know."""
         kind = message.metadata.message_type.partition(".")[0]
-        if kind not in ("train", "evaluate"):
+        if not self.remembers or kind not in ("train", "evaluate"):
             self.executor.submit(message)
             return
         question: _Question = (_Training if kind == "train" else _Scoring).of(message, self)
@@ -168,8 +175,10 @@ class _Scoring(_Question):
         order = replace(read_instruction(message.content), outcomes=study.outcomes)
         candidates = read_candidates(message.content)
         digests = {name: digest_of(record) for name, record in candidates.items()}
+        study.labels = order.labels
         if not order.head:
-            study.digests |= digests
+            first = str(message.content[CONFIG].get(FIRST, RECEIVED))
+            study.digests |= {first if name == RECEIVED else name: d for name, d in digests.items()}
         about = (study.scope, order.silo, order.labels)
         keys = {
             f"{name}/{split}": scores_key(*about, digest, split, order.head)

@@ -76,8 +76,10 @@ class Instruction:
         steps: amount of training in optimizer steps.
         stream: a label that is mixed into the random seed; "" in rounds.
         splits: held-out splits to score on, of "validation" and "test".
+        rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
+        run: names the run to silos that remember something of it; "" where they have nothing to remember.
         head: another head to score with, "centroid"; "" is the task's own.
         outcomes: whether scores come with what each row contributed to them; only simulations answer that.
     """
@@ -91,8 +93,10 @@ class Instruction:
     steps: int = 0
     stream: str = ""
     splits: tuple[str, ...] = ()
+    rows: int = 0
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    run: str = ""
     head: str = ""
     outcomes: bool = False
 
@@ -104,11 +108,13 @@ class Instruction:
         record["fingerprint"], record["stream"] = self.fingerprint, self.stream
         record["deadline-seconds"] = float(self.deadline_seconds)
         record["epochs"], record["steps"] = self.epochs, self.steps
-        record["splits"] = ",".join(self.splits)
+        record["splits"], record["rows"] = ",".join(self.splits), self.rows
         record["labels"] = json.dumps(list(self.labels)) if self.labels else ""
         record["statistics"] = ",".join(self.statistics)
         if self.head or self.outcomes:
             record["head"], record["outcomes"] = self.head, self.outcomes
+        if self.run:
+            record["run"] = self.run
         return record
 
     @classmethod
@@ -129,8 +135,10 @@ class Instruction:
             steps=read(config, "steps", int, 0),
             stream=read(config, "stream", str, ""),
             splits=tuple(part for part in read(config, "splits", str, "").split(",") if part),
+            rows=read(config, "rows", int, 0),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
+            run=read(config, "run", str, ""),
             head=read(config, "head", str, ""),
             outcomes=read(config, "outcomes", bool, False),
         )

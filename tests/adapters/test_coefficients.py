@@ -276,3 +276,46 @@ def test_a_rule_that_lacks_what_its_kind_says_is_refused():
         RuleError, match=r"claims\(\) is of kind 'coefficients', but has no method coefficients"
     ):
         merge([{"x": torch.ones(2)}, {"x": torch.zeros(2)}], rule=Claims())
+
+
+@pytest.mark.parametrize("space", ["product()", "stacked()", "residual()", "core()"])
+def test_task_negation_equals_a_negated_update(make, dense, space):
+    """In spaces of products -(B A) is the delta with the other sign of B, whatever the space does."""
+    deltas = [make(seed, dtype=torch.float64) for seed in range(3)]
+    turned = {
+        name: -tensor if name.endswith("lora_B.weight") or name == "head.weight" else tensor
+        for name, tensor in deltas[1].tensors.items()
+    }
+    against = [deltas[0], Adapter(turned, deltas[1].lora), deltas[2]]
+    names, weights = ["a", "b", "c"], [1.0, 2.0, 1.0]
+    negated = merge(deltas, weights, rule="task_arithmetic(scale=0.5, negate='b')", space=space, names=names)
+    plain = merge(against, weights, rule="task_arithmetic(scale=0.5)", space=space, names=names)
+    wanted = dense(plain.adapter)
+    for module, product in dense(negated.adapter).items():
+        np.testing.assert_allclose(product, wanted[module], rtol=0, atol=1e-9)
+    assert torch.allclose(negated.adapter.tensors["head.weight"], plain.adapter.tensors["head.weight"])
+
+
+def test_task_negation_in_products_forms_no_dense_matrix(make):
+    """An adapter's linear rule is decided by weights and names alone."""
+    context = Context(torch.ones(3, dtype=torch.float64), ("a", "b", "c"))
+
+    def never():
+        raise AssertionError("no Gram matrix is needed")
+
+    decided = decide(parse_rule("task_arithmetic(scale=0.5, negate='b')"), {"x": never}, context)
+    assert decided["x"].tolist() == [0.5, -0.5, 0.5]
+
+
+@pytest.mark.parametrize("kernel", ["auto", "plain"])
+def test_task_negation_in_factors(make, kernel):
+    deltas = [make(seed) for seed in range(2)]
+    rule = "task_arithmetic(negate='b')"
+    merged = merge(deltas, rule=rule, names=["a", "b"], kernel=kernel)
+    for name, tensor in merged.adapter.tensors.items():
+        assert torch.equal(tensor, deltas[0].tensors[name] - deltas[1].tensors[name])
+    assert merged.report.rule == "task_arithmetic(scale=1.0, negate='b')"
+    with pytest.raises(RuleError, match="'c' is not among the clients"):
+        merge(deltas, rule="task_arithmetic(negate='c')", names=["a", "b"])
+    with pytest.raises(RuleError, match="'b' is not among the clients"):
+        merge(deltas, [1, 0], rule=rule, names=["a", "b"])

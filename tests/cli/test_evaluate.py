@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import fedmerge as package
-from fedmerge.cli.evaluate import check_labels, result_of
+from fedmerge.cli.evaluate import result_of
 from fedmerge.errors import AdapterMismatch, ConfigError
+from fedmerge.study.admission import check_labels
 
 
 def adapter(tensors: dict | None = None, **metadata: str) -> package.Adapter:

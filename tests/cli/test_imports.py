@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "flwr", "transformers", "datasets", "peft", "numpy", "ray", "rich.progress")
+HEAVY = ("torch", "flwr", "transformers", "datasets", "peft", "numpy", "ray", "matplotlib", "rich.progress")
 
 PROGRAM = """
 import sys
@@ -33,7 +33,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
 
 def test_help_is_a_map_of_the_commands() -> None:
     text = run("--help")
-    for command in ("simulate", "evaluate", "merge", "rules", "init", "doctor"):
+    for command in ("simulate", "report", "evaluate", "merge", "rules", "init", "doctor"):
         assert f" {command} " in text
 
 

@@ -101,6 +101,16 @@ def test_json_of_a_dry_run(fedmerge, project) -> None:
     assert payload["needs"]["workers"] >= 1
 
 
+@pytest.mark.parametrize(("scoring", "times"), [("final", 0), ("silos", 3)])
+def test_scores_of_shadows_are_traffic_too(fedmerge, project, scoring, times) -> None:
+    chosen = (f"strategy.shadow-scoring={scoring}", "strategy.shadows=median(); ties()")
+    sets = [part for setting in chosen for part in ("--set", setting)]
+    result = fedmerge("simulate", "simulation.toml", *sets, "--dry-run")
+    assert ("down for the scores of shadows" in result.stdout) == bool(times)
+    payload = json.loads(fedmerge("simulate", "simulation.toml", *sets, "--dry-run", "--json").stdout)
+    assert payload["traffic"]["shadow_bytes"] == times * payload["traffic"]["down_bytes"]
+
+
 def test_completions_are_not_packed(fedmerge, project, tmp_path) -> None:
     rows = [{"silo": silo, "p": "one", "c": "two"} for silo in "ab" for _ in range(10)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -131,3 +141,21 @@ def test_labels_of_a_classification(fedmerge, project) -> None:
     without = json.loads(fedmerge("simulate", "simulation.toml", "--dry-run", "--json").stdout)
     extra = json.loads(result.stdout)["traffic"]["parameters"] - without["traffic"]["parameters"]
     assert extra == 2 * (256 + 1)
+
+
+def test_what_silos_keep_does_not_travel_but_is_trained_and_stored(tmp_path) -> None:
+    def made(*sets: str) -> plan.Plan:
+        small = ["train.steps=1", "data.silos=xml, unittest", "strategy.space=factors()", "strategy.shadows="]
+        return plan.make(
+            config.read_config(config.overlay(sets=[*small, f"run.output={tmp_path}/run", *sets]))
+        )
+
+    everything, private = made(), made("lora.private=B")
+    sent, kept = private.traffic, private.traffic.private_parameters
+    assert kept > 0 and sent.parameters + kept == everything.traffic.parameters
+    assert sent.up_bytes == everything.traffic.up_bytes - 2 * 4 * kept
+    assert private.needs.memory_bytes == everything.needs.memory_bytes
+    # Two silos: a file each in the round and in personal/, beside two of the shared part: twice two wholes.
+    assert private.needs.disk_bytes == everything.needs.disk_bytes + 2 * everything.traffic.adapter_bytes
+    assert f"  B stays: {kept:,} parameters" in private.shown()
+    assert not any("stays" in str(line) for line in everything.shown())

@@ -4,7 +4,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from fedmerge.cli.progress import RunWatch, Watch, round_line, start_line, working
+from fedmerge.cli.progress import RunWatch, Watch, round_line, shadow_line, start_line, working
 from fedmerge.server.report import RoundReport
 from fedmerge.server.scores import Summary
 
@@ -69,6 +69,37 @@ def test_a_terminal_shows_a_bar_and_keeps_the_lines() -> None:
 def test_a_round_without_scores_and_without_a_merge() -> None:
     report = RoundReport(3, ("a",), failed="too few").to_dict()
     assert round_line(report, 3) == "round 3/3: 0 of 1 silos merged, 0 B up, 0 B down"
+
+
+def test_a_rejected_round_says_so() -> None:
+    report = closed_round() | {"rejected": "the merge of round 1 hurt: back to the initial adapter"}
+    line = round_line(report, 3)
+    assert line.startswith(
+        "round 1/3: REJECTED: the merge of round 1 hurt: back to the initial adapter; 1 silo "
+    )
+    assert "1 silo trained in vain, 1 missing" in line and " merged, " not in line
+
+
+def test_the_counterfactuals_of_a_round_in_one_line() -> None:
+    def row(mean: float | None, metric: str = "accuracy") -> dict:
+        return {"metric": metric, "mean": mean}
+
+    report = closed_round()
+    assert shadow_line(report, 3) == ""
+    report["shadows"] = {"merged": row(0.5), "median()": row(0.25), "ties()": row(0.75), "dare()": row(None)}
+    said = "round 1/3: one-step counterfactuals: accuracy merged 0.500, best of 3 ties() 0.750"
+    assert shadow_line(report, 3) == said
+    report["shadows"] |= {"merged": {"error": "why"}, "ties()": {"error": "why"}, "median()": row(None)}
+    assert shadow_line(report, 3) == "round 1/3: one-step counterfactuals: best of 2 median() -, 2 failed"
+    report["shadows"] = {"merged": row(1.5, "loss"), "a": row(2.0, "loss"), "b": row(1.25, "loss")}
+    assert shadow_line(report, 3).endswith("loss merged 1.500, best of 2 b 1.250")
+    assert shadow_line(report, 3) in watch_rounds(report)
+
+
+def watch_rounds(report: dict) -> str:
+    out = Console(file=StringIO(), width=200)
+    RunWatch(Watch(out), rounds=3).round_closed(report)
+    return out.file.getvalue()
 
 
 @pytest.mark.parametrize(("rounds", "said"), [(1, "1 round,"), (2, "2 rounds,")])

@@ -65,6 +65,12 @@ def test_best_leaves_pooled_out_and_shares_ties(result: dict) -> None:
     assert starred["pooled training"] == 0
 
 
+def test_what_the_gate_rejected_is_said_below_the_table(result: dict) -> None:
+    sentence = "rejected by the gate: the merge of round 2 lowered accuracy"
+    assert sentence not in score_table(result).notes
+    assert sentence in score_table(result | {"rejected": ["the merge of round 2 lowered accuracy"]}).notes
+
+
 def test_lower_is_better_turns_the_emphasis(result: dict) -> None:
     table = score_table(result | {"metric": "bits_per_byte", "higher_is_better": False})
     assert table.title.startswith("bits per byte, lower is better")

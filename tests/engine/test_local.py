@@ -66,6 +66,17 @@ def test_a_run_gives_the_same_bits_whoever_serves_which_silo(config, executors):
     assert not children()
 
 
+@forks
+def test_shadows_that_the_server_scores_beside_its_workers_change_no_bit(config, tiny_rows):
+    changes = {"strategy__shadows": "ties(density=0.5)", "data__server": str(tiny_rows), "engine__workers": 2}
+    plain = run_local(config("plain", run__baselines="", engine__workers=2))
+    folder = run_local(config("scored", run__baselines="", strategy__shadow_scoring="server", **changes))
+    assert adapter_hash(plain) == adapter_hash(folder)
+    for report in result_of(folder)["rounds"]:
+        assert set(report["shadows"]) == {"merged", "ties(density=0.5) @ factors()"}
+        assert all(row["server"] > 0 for row in report["shadows"].values())
+
+
 def test_what_a_run_leaves_behind(config):
     folder = run_local(config(strategy__shadows="ties(density=0.5)"))
     result = result_of(folder)

@@ -26,6 +26,11 @@ def keep_threshold(values: Array, density: float) -> Array:
     return np.where(np.abs(values) >= threshold, values, 0.0)
 
 
+def without(values: Array, client: int) -> Array:
+    """One client's values the other way round."""
+    return np.stack([-row if place == client else row for place, row in enumerate(values)])
+
+
 def mean(values: Array, weights: Array) -> Array:
     return (weights[:, None] * values).sum(axis=0) / weights.sum()
 

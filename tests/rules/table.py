@@ -33,6 +33,7 @@ class Row:
         True  # on the table's coarse values sums are exact, so that a drawn vote is drawn in any order
     )
     homogeneous: bool = True  # rule(c x) = c rule(x)
+    named: tuple[str, ...] = ()  # clients that it names, who must be there
     fewest: int = 1  # clients of weight above 0 that it needs
     most: int = 1000  # and takes
     loss: float = 1e-13  # what its arithmetic may lose on the table's values
@@ -44,13 +45,20 @@ class Row:
         """The case with as many clients as the rule takes; off the grid and in at least float32 where a
         drawn vote would be decided by rounding.
         """
-        given = self._peopled(given)
+        given = self._present(self._peopled(given))
         if self.exact:
             return given
         spread = torch.rand(given.values.shape, generator=torch.Generator().manual_seed(0)).to(torch.float64)
         values = given.values.to(torch.float64) * (0.75 + spread / 2)
         dtype = torch.float64 if given.values.dtype == torch.float64 else torch.float32
         return Case(values.to(dtype), given.weights, given.silos)
+
+    def _present(self, given: Case) -> Case:
+        weights = given.weights.clone()
+        for place, silo in enumerate(given.silos):
+            if silo in self.named:
+                weights[place] = weights[place].clamp(min=1)
+        return Case(given.values, weights, given.silos)
 
     def _peopled(self, given: Case) -> Case:
         if self.fewest > 1:
@@ -87,6 +95,27 @@ TABLE = [
     Row("task_arithmetic()", lambda v, w, u: oracles.total(v, w), copies=False),
     Row(
         "task_arithmetic(scale=0.3)", lambda v, w, u: 0.3 * oracles.total(v, w), copies=False, identity=False
+    ),
+    Row(
+        "task_arithmetic(scale=0.3, negate='silo-000')",
+        lambda v, w, u: 0.3 * oracles.total(oracles.without(v, 0), w),
+        copies=False,
+        identity=False,
+        named=("silo-000",),
+    ),
+    Row(
+        "chain(negate(silos='silo-000'), keep_largest(density=0.5), elect_sign(), mean())",
+        lambda v, w, u: oracles.elected_mean(oracles.keep_largest(oracles.without(v, 0), 0.5), w),
+        identity=False,
+        named=("silo-000",),
+    ),
+    Row(
+        "chain(negate(silos=('silo-000',)), model_stock())",
+        lambda v, w, u: oracles_gram.model_stock(oracles.without(v, 0), w),
+        copies=False,
+        identity=False,
+        named=("silo-000",),
+        loss=1e-12,
     ),
     Row("ties(density=1.0)", lambda v, w, u: oracles.elected_mean(v, w)),
     Row(

@@ -69,7 +69,7 @@ def test_scope() -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_are_listed_under_the_name_that_they_print(name: str) -> None:
-    needed = {"density": 0.5, "factor": 2, "weighted": True, "divisor": "one"}
+    needed = {"density": 0.5, "factor": 2, "weighted": True, "divisor": "one", "silos": "a"}
     knobs = inspect.signature(STAGES[name]).parameters
     stage = STAGES[name](**{knob: value for knob, value in needed.items() if knob in knobs})
     assert str(stage).startswith(f"{name}(")

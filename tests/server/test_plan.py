@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedmerge.errors import ConfigError, RuleError
+from fedmerge.errors import ConfigError, RoundFailed, RuleError
 from fedmerge.server.plan import Plan, parse_shadows
 from fedmerge.server.settings import StrategySettings
 
@@ -44,3 +44,15 @@ def test_rules_that_do_not_work_in_their_space_are_refused(rule, space):
         plan(rule, space).check_rounds(1)
     with pytest.raises(RuleError, match=r"use product\(\)"):
         plan("fedavg()", "product()", f"{rule} @ {space}").check_rounds(1)
+
+
+def test_a_rule_that_negates_a_silo_wants_it_among_those_asked():
+    negating = plan("task_arithmetic(scale=0.3, negate='hospital-b')", "product()")
+    negating.check_names(["hospital-a", "hospital-b"])
+    negating.check_names(None)
+    negating.check_clients(3, 2)
+    with pytest.raises(
+        RoundFailed, match=r"'hospital-b' is not among the clients; did you mean 'hospital-c'"
+    ):
+        negating.check_names(["hospital-a", "hospital-c"])
+    plan("task_arithmetic(negate='a')", "stacked()").check_rounds(1)

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import threading
+import warnings
 from importlib import util
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -96,19 +97,24 @@ def events(told):
     return EventAccumulator(str(told / "tensorboard")).Reload()
 
 
-def runs_of(folder: Path) -> list:
+def reader(folder: Path):
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
-    return client.search_runs([each.experiment_id for each in client.search_experiments()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a third party's own deprecations
+        return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+
+
+def runs_of(folder: Path) -> list:
+    client = reader(folder)
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    return client.search_runs(experiments, order_by=["attributes.start_time ASC"])
 
 
 def histories(folder: Path, name: str) -> list[tuple[int, float]]:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
-    (run,) = runs_of(folder)
-    return sorted((each.step, each.value) for each in client.get_metric_history(run.info.run_id, name))
+    run = runs_of(folder)[0]
+    history = reader(folder).get_metric_history(run.info.run_id, name)
+    return sorted((each.step, each.value) for each in history)
 
 
 def test_a_round_in_numbers():
@@ -118,6 +124,13 @@ def test_a_round_in_numbers():
     assert figures["silos/asked"] == 2 and figures["silos/refused"] == 1 and figures["silos/missing"] == 0
     assert figures["bytes/up"] == 2000 and figures["seconds/merge"] == 0.5
     assert figures["merge/discarded"] == 0.125
+
+
+def test_shadows_of_a_round_in_numbers():
+    shadows = {"merged": {"metric": "accuracy", "mean": 0.5, "worst": 0.25}, "ties()": {"error": "no rows"}}
+    figures = round_figures(report(1, 0.5) | {"shadows": shadows})
+    assert {name for name in figures if name.startswith("shadow/")} == {"shadow/accuracy/mean/merged"}
+    assert figures["shadow/accuracy/mean/merged"] == 0.5
 
 
 def test_a_round_that_failed_has_numbers_too():
@@ -157,7 +170,7 @@ def test_tensorboard_reads_texts_and_hyperparameters(events):
 
 
 def test_mlflow_reads_parameters_scores_and_tags(told):
-    (run,) = runs_of(told)
+    run = runs_of(told)[0]
     assert run.info.status == "FINISHED" and run.info.run_name == told.name
     assert run.data.params == {
         key: str(value) for key, value in config_of(told, run__trackers=BOTH).flat.items()
@@ -171,6 +184,13 @@ def test_mlflow_reads_parameters_scores_and_tags(told):
     }
     assert histories(told, "received/accuracy/mean") == [(1, 0.5), (2, 0.75)]
     assert histories(told, "bytes/up") == [(1, 1000), (2, 2000)]
+
+
+def test_a_second_run_in_the_same_folder_is_another_run_of_mlflow(told, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with tracked(config_of(told, run__trackers="mlflow")) as observer:
+        tell_all(observer)
+    assert [run.data.metrics["kept"] for run in runs_of(told)] == [0.75, 0.75]
 
 
 def test_nothing_lies_outside_of_the_trackers_folders_and_no_thread_is_left(told):

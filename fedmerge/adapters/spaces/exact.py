@@ -11,6 +11,7 @@ from fedmerge.adapters.spaces.layers import Layers
 from fedmerge.adapters.spaces.space import Energy, Space
 from fedmerge.errors import RuleError
 from fedmerge.rules import Rule, resolve
+from fedmerge.rules.negation import for_silos, negated_by
 
 
 def check_coefficients(space: Space, rule: Rule) -> None:
@@ -19,7 +20,9 @@ def check_coefficients(space: Space, rule: Rule) -> None:
     Raises:
         RuleError: the rule has no coefficient for each silo.
     """
-    settled = rule.linear(torch.ones(2, dtype=torch.float64)) is not None
+    names = tuple(sorted(negated_by(rule))) or ("a", "b")
+    ones = torch.ones(len(names), dtype=torch.float64)
+    settled = for_silos(rule, names).linear(ones) is not None
     if not settled and rule.kind not in ("coefficients", "by_name"):
         raise _refusal(space, rule)
 

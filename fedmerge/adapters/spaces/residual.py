@@ -19,6 +19,7 @@ from fedmerge.adapters.spaces.merging import coefficients_of
 from fedmerge.adapters.spaces.space import Energy, Placed
 from fedmerge.adapters.updates import Updates
 from fedmerge.rules import Rule
+from fedmerge.rules.negation import for_silos
 from fedmerge.rules.spectral import shares
 from fedmerge.text import render
 
@@ -91,7 +92,7 @@ class Residual:
 
     def _spare(self, layers: Layers, rule: Rule, context: Context) -> int:
         """Rank of the rest: as given, or what is surely enough."""
-        mean, most = rule.linear(context.weights), layers.total_rank
+        mean, most = for_silos(rule, context.silos).linear(context.weights), layers.total_rank
         if mean is not None and torch.allclose(mean, shares(context.weights), rtol=1e-12, atol=0):
             most = (len(context.silos) - 1) * layers.started.rank
         return min(self.rank or most, most)

@@ -24,5 +24,5 @@ def named(name: str, knobs: Mapping[str, object], stages: tuple[Stage, ...], sca
     """
     scaled = stages if scale == 1 else (*stages, Scale(scale))
     first = next(iter(knobs), None)
-    unsaid = {"scale": 1.0, "scope": None, "like": None, "votes": "mass"}
+    unsaid = {"scale": 1.0, "scope": None, "like": None, "votes": "mass", "negate": ""}
     return Chain(scaled, render(name, knobs, {key: value for key, value in unsaid.items() if key != first}))

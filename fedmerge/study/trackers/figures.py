@@ -41,6 +41,10 @@ def round_figures(report: Mapping[str, Any]) -> Figures:
     figures |= {f"silos/{what}": len(report[what]) for what in ("asked", "admitted", "refused", "missing")}
     figures |= {f"bytes/{way}": report[f"bytes_{way}"] for way in ("up", "down")}
     figures |= {f"seconds/{phase}": seconds for phase, seconds in report["seconds"].items()}
+    # What other rules would have made of the round's replies, where that is scored in every round.
+    for name, row in (report.get("shadows") or {}).items():
+        if "mean" in row:
+            figures[f"shadow/{row['metric']}/mean/{name}"] = row["mean"]
     if merge := report.get("merge"):
         figures |= {f"merge/{what}": merge[f"{what}_total"] for what in ("discarded", "aggregation_error")}
     return figures
