@@ -48,6 +48,9 @@ def compare(  # noqa: PLR0917 (arguments and options of a command)
     tune_rounds: Annotated[
         int, typer.Option(help="Rounds of a trial; 0: those of the simulation. With 1, trials train nothing.")
     ] = 0,
+    tune_rows: Annotated[
+        int, typer.Option(help="Validation rows of each silo that a trial is scored on; 0: all.")
+    ] = 0,
     space: Annotated[
         str, typer.Option(help="Space of every strategy that works there; default: each file's own.")
     ] = "",
@@ -61,7 +64,7 @@ def compare(  # noqa: PLR0917 (arguments and options of a command)
     """
     from fedmerge.study.tuning import Tuning
 
-    tuning = Tuning.parse(tune, tune_rounds) if tune else None
+    tuning = Tuning.parse(tune, tune_rounds, tune_rows) if tune else None
     question = _question(simulation, strategies, _seeds(seeds), tuning, sets)
     question = replace(question, space=_space(space), folder=Path(output) if output else None)
     found = _answer(question) | {"simulation": simulation}

@@ -24,7 +24,8 @@ from fedmerge.errors import ConfigError
 from fedmerge.server import storage
 from fedmerge.server.observer import Observer, Silent
 from fedmerge.server.plan import Plan
-from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.conduct import EVERYTHING, conduct
+from fedmerge.server_app.scoring import Scoring
 from fedmerge.silo.data import load_silos
 from fedmerge.study.bench import scope_of
 from fedmerge.study.memo import Memo
@@ -199,7 +200,7 @@ def _tune(found: Comparison, season: _Season, watcher: Observer) -> None:
         scores: dict[float, float | None] = {}
         for value, candidate in candidates.items():
             watcher.phase(f"tuning {strategy.name}: {tuning.knob} {value:g}")
-            scores[value] = season.trial(candidate, tuning.rounds)
+            scores[value] = season.trial(candidate, tuning)
         tried = found.tried[strategy.name] = Tried(tuning.knob, scores, season.higher_is_better)
         if tried.best is not None:
             found.strategies[place] = candidates[tried.best]
@@ -212,6 +213,7 @@ class _Season:
     question: Question
     seed: int
     executor: Remembering
+    has_test_rows: bool
     higher_is_better: bool = True
 
     @classmethod
@@ -226,7 +228,8 @@ class _Season:
             inner: Executor = stack.enter_context(serving(configs[0]))
             executor = Remembering(inner, memo, scope_of(configs[0]), tuple(sorted(needs)))
             executor.remembers = not configs[0].silo.lora.private
-            yield cls(question, seed, executor)
+            tested = any(silo.test for silo in load_silos(configs[0].silo.data).values())
+            yield cls(question, seed, executor, tested)
 
     def run(self, strategy: Strategy, *, with_baselines: bool) -> Entry:
         """The strategy's run, taken from its folder where that is whole."""
@@ -239,7 +242,11 @@ class _Season:
             return known
         shutil.rmtree(folder, ignore_errors=True)  # of another knob, or not whole: all of it is in the memo
         self.executor.digests.clear()
-        result = conduct(config, grid_over(self.executor))
+        # Of one round there is nothing to choose from, so that validation rows have no part in it, unless the
+        # strategy wants its gate to judge the result by them.
+        chosen = (config.run.rounds > 1 and config.run.keep == "best") or config.strategy.gate != "off()"
+        scoring = EVERYTHING if chosen or not self.has_test_rows else Scoring(("test",))
+        result = conduct(config, grid_over(self.executor), scoring=scoring)
         entry = Entry(result, dict(self.executor.digests), self.executor.scope, self.executor.labels)
         about = {
             "digest": config.digest,
@@ -253,12 +260,12 @@ class _Season:
             storage.write_json(folder / "study.json", about)
         return entry
 
-    def trial(self, strategy: Strategy, rounds: int) -> float | None:
-        """The strategy's mean score on validation rows after so many rounds; None where it has none.
+    def trial(self, strategy: Strategy, tuning: Tuning) -> float | None:
+        """The strategy's mean score on validation rows; None where it is no number.
 
         Args:
             strategy: with the knob at the value that is tried.
-            rounds: 0 for those of the simulation.
+            tuning: says after how many rounds, and on how many rows.
 
         Raises:
             ConfigError: no silo has validation rows.
@@ -266,13 +273,14 @@ class _Season:
         folder = self.question.place / "trial"
         flat = strategy.flat(self.question.simulation, self.seed, self.question.sets)
         flat |= {"run.output": str(folder), "run.keep": "last", "run.record": False}
-        flat |= {"run.rounds": rounds} if rounds else {}
+        flat |= {"run.rounds": tuning.rounds} if tuning.rounds else {}
         config = read_config(flat)
-        key = f"trial {self.executor.scope} {config.digest}"
+        key = f"trial {self.executor.scope} {config.digest} {tuning.rows}"
         known = self.executor.memo.scores(key)
         if known is None:
             shutil.rmtree(folder, ignore_errors=True)
-            known = _trial_of(conduct(config, grid_over(self.executor), splits=("validation",)))
+            scoring = Scoring(("validation",), tuning.rows)
+            known = _trial_of(conduct(config, grid_over(self.executor), scoring=scoring))
             self.executor.memo.note_scores(key, known)
             shutil.rmtree(folder, ignore_errors=True)
         self.higher_is_better = bool(known["higher_is_better"])

@@ -227,8 +227,9 @@ def _tuning_notes(found: Comparison, rounds: int) -> list[str]:
     assert tuning is not None
     seed, values = found.question.seeds[0], ", ".join(f"{value:g}" for value in tuning.values)
     how = "" if tuning.rounds in (0, rounds) else f" after round {tuning.rounds}"
+    rows = f"{tuning.rows} validation rows of each silo" if tuning.rows else "validation rows"
     notes = [
-        f"tuned: {tuning.knob} of each rule by the mean over silos on validation rows{how} at seed {seed}, "
+        f"tuned: {tuning.knob} of each rule by the mean over silos on {rows}{how} at seed {seed}, "
         f"{len(tuning.values)} values each: {values}"
     ]
     fixed = [name for name, tried in found.tried.items() if not tried.scores]
