@@ -117,8 +117,9 @@ def _check_use(
 
 def _of_adapters(models: Sequence[str], simulation: str, sets: Sequence[str], output: Path | None) -> Job:
     config = recipe.read(simulation, "", sets)
-    from fedmerge.cli.evaluate import check_base, check_labels
+    from fedmerge.cli.evaluate import check_base
     from fedmerge.cli.merge import check_heads, common_base
+    from fedmerge.study.admission import check_labels
     from fedmerge.study.jobs import job_of_adapters
     from fedmerge.wire.files import load_adapter
 

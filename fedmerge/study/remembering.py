@@ -181,7 +181,7 @@ class _Scoring(_Question):
             study.digests |= {first if name == RECEIVED else name: d for name, d in digests.items()}
         about = (study.scope, order.silo, order.labels)
         keys = {
-            f"{name}/{split}": scores_key(*about, digest, split, order.head)
+            f"{name}/{split}": scores_key(*about, digest, split, order.head, order.rows)
             for name, digest in digests.items()
             for split in order.splits
         }
@@ -241,10 +241,10 @@ class _Scoring(_Question):
 
 
 def scores_key(  # noqa: PLR0917 (a key is a tuple of all that decides)
-    scope: str, silo: str, labels: tuple[str, ...], digest: str, split: str, head: str = ""
+    scope: str, silo: str, labels: tuple[str, ...], digest: str, split: str, head: str = "", rows: int = 0
 ) -> str:
     """The key under which a silo's scores of an adapter, by its digest, are noted."""
-    return _hash([scope, silo, labels, digest, split, head])
+    return _hash([scope, silo, labels, digest, split, head, *([rows] if rows else [])])
 
 
 def digest_of(record: ArrayRecord) -> str:
