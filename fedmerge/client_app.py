@@ -105,9 +105,9 @@ class Station:
             labels=instruction.labels,
             deadline_seconds=instruction.deadline_seconds,
             statistics=instruction.statistics,
+            run=instruction.run,
             head=instruction.head,
             outcomes=instruction.outcomes and self.shared,  # rows are a silo's own in a deployment
-            run=instruction.run,
         )
 
     def adapter(self, record: ArrayRecord) -> Adapter:

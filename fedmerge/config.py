@@ -228,12 +228,11 @@ def read_config(flat: Mapping[str, Scalar]) -> Config:
             "run.baselines: 'centroids' are means of classes, "
             f"and task.kind = {full['task.kind']!r} has none; leave it out"
         )
-    silo = _silo(full, run.seed)
     return Config(
         run=run,
         engine=EngineSettings(**_section(full, "engine")),
-        silo=silo,
-        strategy=_strategy(full, silo.lora),
+        silo=_silo(full, run.seed),
+        strategy=_strategy(full),
         wire=WireSettings(**_section(full, "wire")),
         flat=full,
     )
@@ -258,13 +257,12 @@ def _silo(full: Flat, seed: int) -> SiloSettings:
     return settings
 
 
-def _strategy(full: Flat, lora: LoraSettings) -> StrategySettings:
+def _strategy(full: Flat) -> StrategySettings:
     settings = StrategySettings(**_section(full, "strategy"))
     try:
         plan = Plan.of(settings)
         plan.check_rounds(int(full["run.rounds"]))
-        if {"A", "B"}.intersection(lora.private_parts):
-            plan.check_halves(lora.private)
+        plan.check_private(str(full["lora.private"]))
     except FedMergeError as error:
         raise ConfigError(f"[strategy]: {error}") from None
     if settings.shadow_scoring == "server" and not full["data.server"]:

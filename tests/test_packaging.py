@@ -52,6 +52,8 @@ def test_the_wheel_has_one_import_name_and_carries_what_it_needs(wheel: Path) ->
         "fedmerge/_project/strategies/ties.toml",
         "fedmerge/_project/simulations/builtin.toml",
         "fedmerge/silo/builtin/base/model.safetensors",
+        "fedmerge/study/report/page.css",
+        "fedmerge/study/report/page.js",
         "fedmerge/py.typed",
     ):
         assert needed in names

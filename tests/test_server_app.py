@@ -297,6 +297,23 @@ def test_rows_of_the_server_that_can_not_be_used_are_found_before_anybody_trains
     assert not silos.orders
 
 
+@pytest.mark.parametrize("scoring", ["server", "silos"])
+def test_of_private_adapters_only_the_silos_can_score_shadows(tiny_flat, tiny_rows, scoring):
+    changes = {"strategy__shadows": "median() @ factors()", "strategy__shadow_scoring": scoring}
+    silos = Silos(
+        tiny_flat(run__baselines="", lora__private="B", strategy__space="factors()", **changes)
+        | {"data.server": str(tiny_rows)}
+    )
+    if scoring == "server":
+        with pytest.raises(ConfigError, match=r"with lora\.private = 'B' the server has a part"):
+            silos.run()
+        assert not silos.orders
+        return
+    first, second = silos.run()["rounds"]
+    assert first["shadows"]["merged"]["silos"] == second["received"]["silos"]
+    assert set(first["shadows"]["median() @ factors()"]["silos"]) == {"birds", "rocks", "ships"}
+
+
 def test_of_equally_good_rounds_the_last_is_best():
     scores = {f"{name}/validation/loss": value for name, value in (("merged/1", 1.0), ("merged", 1.0))}
     assert Scores({"a": scores}).best(("merged/1", "merged")) == "merged"

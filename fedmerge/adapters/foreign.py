@@ -8,6 +8,7 @@ start. In `factors()` it means something only where the adapter started from wha
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -148,7 +149,7 @@ def started_from(adapter: Adapter, received: Adapter) -> bool:
         return True  # no factor is drawn: what else there is starts from zero everywhere
     inner = sum(float((given * start).sum()) for given, start in known)
     squares = [sum(float(pair[side].square().sum()) for pair in known) for side in (0, 1)]
-    return inner > LEAST_COSINE * (squares[0] * squares[1]) ** 0.5
+    return inner > LEAST_COSINE * math.sqrt(squares[0] * squares[1])
 
 
 def _widened(tensor: Tensor, axis: int, rank: int) -> Tensor:

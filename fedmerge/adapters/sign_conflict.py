@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmerge.adapters.adapter import Adapter
 from fedmerge.adapters.compared import Compared, compared
-from fedmerge.adapters.updates import ROWS
+from fedmerge.adapters.updates import ROWS, Updates
 from fedmerge.rules.checks import require_share
 from fedmerge.rules.stages import largest
 
@@ -105,16 +105,18 @@ def _sources(together: Compared) -> Iterator[_Source]:
     for pair in together.pairs:
         updates = together.updates(pair)
         outputs, inputs = updates.shape
-        yield _Source(
-            lambda client, start, stop, updates=updates: updates.values(client, start, stop, torch.float32),
-            outputs * inputs,
-            inputs,
-        )
+        yield _Source(_formed(updates), outputs * inputs, inputs)
     for name in together.others:
         rows = [tensor.reshape(-1) for tensor in together.tensors(name)]
-        yield _Source(
-            lambda client, start, stop, rows=rows: rows[client][start:stop].float(), len(rows[0]), 1
-        )
+        yield _Source(_looked_up(rows), len(rows[0]), 1)
+
+
+def _formed(updates: Updates) -> Callable[[int, int, int], Tensor]:
+    return lambda client, start, stop: updates.values(client, start, stop, torch.float32)
+
+
+def _looked_up(rows: Sequence[Tensor]) -> Callable[[int, int, int], Tensor]:
+    return lambda client, start, stop: rows[client][start:stop].float()
 
 
 def _counted(source: _Source, clients: int, density: float) -> Tensor:

@@ -10,11 +10,14 @@ import typer
 from fedmerge.cli.changed import shown
 from fedmerge.cli.manner import Outcome
 from fedmerge.cli.one_shot import check_output
+from fedmerge.errors import ConfigError
 
 
 def add(
     run: Annotated[Path, typer.Argument(help="A finished run that kept its deltas.", metavar="RUN")],
-    adapter: Annotated[str, typer.Argument(help="An adapter folder, or a Hub id.", metavar="ADAPTER")],
+    adapter: Annotated[
+        str, typer.Argument(help="An adapter's folder, a run's, or a Hub id.", metavar="ADAPTER")
+    ],
     *,
     name: Annotated[str, typer.Option(help="What it is called; default: its folder's name.")] = "",
     weight: Annotated[
@@ -31,14 +34,17 @@ def add(
 ) -> Outcome:
     """Merge one more adapter into a finished run, and score every silo before and after."""
     from fedmerge.cli.progress import watching
-    from fedmerge.study.admission import name_of
+    from fedmerge.study.admission import adapter_folders, name_of
     from fedmerge.study.continual import Newcomer
     from fedmerge.study.continual import add as merge_in
     from fedmerge.wire.files import load_adapter
 
-    called = name or name_of(adapter)
+    source, *others = adapter_folders([adapter])
+    if others:
+        raise ConfigError(f"{adapter} holds {1 + len(others)} adapters; name one of them, {source} say")
+    called = name or name_of(source)
     folder = check_output(output or run.absolute().with_name(f"{run.absolute().name}+{called}"))
-    newcomer = Newcomer(called, load_adapter(adapter), weight)
+    newcomer = Newcomer(called, load_adapter(source), weight)
     with watching(1) as observer:
         result = merge_in(run, newcomer, folder, space, observer)
     return Outcome({**result, "folder": folder}, shown(result, folder))

@@ -48,6 +48,9 @@ def compare(  # noqa: PLR0917 (arguments and options of a command)
     tune_rounds: Annotated[
         int, typer.Option(help="Rounds of a trial; 0: those of the simulation. With 1, trials train nothing.")
     ] = 0,
+    space: Annotated[
+        str, typer.Option(help="Space of every strategy that works there; default: each file's own.")
+    ] = "",
     sets: Sets = NO_SETS,
     output: Annotated[str, typer.Option("-o", "--output", help="Folder; default: runs/compare-...")] = "",
 ) -> Outcome:
@@ -60,7 +63,7 @@ def compare(  # noqa: PLR0917 (arguments and options of a command)
 
     tuning = Tuning.parse(tune, tune_rounds) if tune else None
     question = _question(simulation, strategies, _seeds(seeds), tuning, sets)
-    question = replace(question, folder=Path(output) if output else None)
+    question = replace(question, space=_space(space), folder=Path(output) if output else None)
     found = _answer(question) | {"simulation": simulation}
     path = question.place / "compare.json"
     from fedmerge.server import storage
@@ -88,6 +91,12 @@ def _question(
         tuning=tuning,
         sets={key: value for key, value in given.items() if key.startswith("strategy.")},
     )
+
+
+def _space(text: str) -> str:
+    from fedmerge.adapters.spaces import parse_space
+
+    return str(parse_space(text)) if text else ""
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmerge.cli import recipe
+from fedmerge.cli.evaluate import check_labels
 from fedmerge.cli.manner import Outcome, count, plain
 from fedmerge.cli.options import NO_SETS, Sets
 from fedmerge.errors import ConfigError
@@ -58,24 +59,14 @@ def inspect(
 ) -> Outcome:
     """Measure lengths, angles, sign conflicts, ranks; with rows at hand, losses between the silos."""
     kind, corners = kind_of(models), parse_corners(plane)
-    about_rows: dict[str, object] = {"--simulation": simulation, "--set": sets}
-    about_losses: dict[str, object] = {"--points": points, "--plane": plane, "--no-plane": no_plane}
-    if kind != "run":
-        refuse({"--round": round, "--no-scores": no_scores}, "for a run")
-    if kind == "run":
-        refuse(about_rows | {"--base": base}, "not for a run, which brings its own")
+    given: dict[str, object] = {
+        "--simulation": simulation or None, "--set": sets or None, "--base": base or None,
+        "--round": round or None, "--no-scores": no_scores or None, "--density": density,
+        "--points": points, "--plane": corners, "--no-plane": no_plane or None,
+    }  # fmt: skip
+    check_options(kind, [name for name, value in given.items() if value is not None])
     if kind == "model":
-        refuse(about_rows | about_losses | {"--density": density}, "not for whole models")
         return inspected_models(models, base, output)
-    if kind == "adapter" and not simulation:
-        refuse({"--set": sets}, "for a simulation: give --simulation")
-        refuse(about_losses, "about losses, for which rows are needed: give --simulation")
-    if no_scores:
-        refuse(about_losses, "about losses, and --no-scores leaves them out")
-    if simulation:
-        refuse({"--base": base}, "for adapters without a simulation, which names the base itself")
-    if plane and no_plane:
-        raise ConfigError("--plane and --no-plane contradict each other")
     from fedmerge.study.cases import of_adapters, of_run
     from fedmerge.study.inspection import DENSITY, POINTS, Settings
 
@@ -89,20 +80,40 @@ def inspect(
     return told(measure(case, settings), case.title, case.output)
 
 
-def refuse(options: Mapping[str, object], why: str) -> None:
-    """Refuse options that would be left unused.
+def check_options(kind: str, given: Sequence[str]) -> None:
+    """Refuse options that would be left unused, or that contradict each other.
+
+    Args:
+        kind: "run", "adapter" or "model".
+        given: names of the options that were given.
 
     Raises:
-        ConfigError: names those that were given.
+        ConfigError: names them, and says why.
 
     Example:
-        >>> refuse({"--round": 3, "--no-scores": False}, "for a run")
+        >>> check_options("adapter", ["--round", "--base"])
         Traceback (most recent call last):
         fedmerge.errors.ConfigError: --round is for a run
     """
-    given = [name for name, value in options.items() if value not in (None, "", 0, False, [])]
-    if given:
-        raise ConfigError(f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} {why}")
+    rows, losses = ("--simulation", "--set"), ("--points", "--plane", "--no-plane")
+    unused: list[tuple[bool, Sequence[str], str]] = [
+        (kind != "run", ("--round", "--no-scores"), "for a run"),
+        (kind == "run", (*rows, "--base"), "not for a run, which brings its own"),
+        (kind == "model", (*rows, *losses, "--density"), "not for whole models"),
+        ("--simulation" not in given, ("--set",), "for a simulation: give --simulation"),
+        (kind != "run" and "--simulation" not in given, losses, "about losses: give --simulation"),
+        ("--no-scores" in given, losses, "about losses, and --no-scores leaves them out"),
+        (
+            "--simulation" in given,
+            ("--base",),
+            "for adapters without a simulation, which names the base itself",
+        ),
+        ("--no-plane" in given, ("--plane",), "contradicted by --no-plane"),
+    ]
+    for holds, options, why in unused:
+        strange = [name for name in options if name in given]
+        if holds and strange:
+            raise ConfigError(f"{', '.join(strange)} {'is' if len(strange) == 1 else 'are'} {why}")
 
 
 def parse_corners(text: str) -> tuple[str, str] | None:
@@ -165,11 +176,14 @@ def measure(case: Case, settings: Settings) -> Inspection:
     if case.config is None:
         return inspected(case.subject, settings, weights)
     from fedmerge.study.bench import Bench
-    from fedmerge.study.scorer import BenchScorer
+    from fedmerge.study.scorer import BenchScorer, check_fits
 
     steps = settings.steps if settings.plane else 0
     pieces = evaluations(len(case.subject.names), settings.points, steps)
     with Bench(case.config, case.memo) as bench, working(f"scoring {pieces} adapters", pieces) as watch:
+        check_fits(case.subject.trained, bench.initial)
+        for adapter in case.subject.deltas:
+            check_labels(adapter, bench.labels)
         return inspected(case.subject, settings, weights, BenchScorer(bench), watch.advance)
 
 

@@ -250,7 +250,9 @@ class Chain:
         coefficients: Tensor | None = weights.to(torch.float64)
         for stage in self.stages:
             coefficients = None if coefficients is None else stage.linear(coefficients)
-        for stage in self.stages if coefficients is not None else ():
+        if coefficients is None:
+            return None
+        for stage in self.stages:
             if isinstance(stage, Signs):
                 coefficients = coefficients * stage.factors(len(weights)).to(coefficients)
         return coefficients

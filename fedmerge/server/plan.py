@@ -89,18 +89,18 @@ class Plan:
                 "(run.rounds) it would grow each time; use product() or core(), or a single round"
             )
 
-    def check_halves(self, private: str) -> None:
-        """Refuse spaces that work on whole LoRA pairs: the silos keep A or B to themselves.
+    def check_private(self, private: str) -> None:
+        """Refuse spaces that work on whole LoRA pairs where silos keep A or B to themselves.
 
         Args:
             private: the text of lora.private.
 
         Raises:
-            ConfigError: rule or shadows work elsewhere than in factors().
+            ConfigError: then rule or shadows work elsewhere than in factors().
         """
         spaces = [self.space, *(shadow.space for shadow in self.shadows)]
         unfit = [space for space in spaces if not isinstance(space, Factors)]
-        if unfit:
+        if unfit and {"A", "B"}.intersection(part.strip() for part in private.split(",")):
             raise ConfigError(
                 f"space {unfit[0]} works on whole LoRA pairs, and with lora.private = {private!r} the server "
                 "has none: set strategy.space to factors(), and strategy.shadows likewise or to nothing"

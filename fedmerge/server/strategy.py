@@ -229,8 +229,7 @@ class MergeStrategy(Strategy):
     @property
     def last_replies(self) -> list[Admitted]:
         """The admitted replies of the last round, sorted by silo; empty while a round is open."""
-        closed = self.counterfactuals.closed
-        return closed.replies if closed else []
+        return self.counterfactuals.closed.replies if self.counterfactuals.closed else []
 
     @property
     def shadow_adapters(self) -> dict[str, Adapter]:

@@ -15,6 +15,7 @@ from fedmerge.errors import CheckpointError
 from fedmerge.server.folder import RunFolder
 from fedmerge.server_app.outcome import task_type
 from fedmerge.server_app.scoring import round_of
+from fedmerge.silo.order import Order
 from fedmerge.silo.private import PersonalPart, PrivateStates, completed, private_part
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Results:
         """The result, completed by what the silo kept of the round that made it."""
         parts = self.config.silo.lora.private_parts
         part = PersonalPart(parts, PrivateStates(private_folder(self.config)))
-        own = part.whole(kept, silo, before, lambda: self.initial)
+        own = part.whole(kept, Order(silo), before, lambda _: self.initial)
         return _with(own, private=f"{', '.join(parts)}, of silo {silo!r}", silo=silo)
 
     def _write(self, adapter: Adapter, silo: str = "") -> Path:

@@ -24,10 +24,10 @@ class Order:
         labels: the labels that all silos agreed on; empty where the task has none.
         deadline_seconds: training stops so many seconds after the order's start; 0 is without limit.
         statistics: what is measured of the trained adapter, "fisher" or "gram", for the server's rule.
+        run: names the run, where silos remember something of it in a folder of their own.
         head: another head to score with, "centroid" (class means of all silos' training rows here); "" is
             the task's own.
         outcomes: whether scores come with what each held-out row contributed to them.
-        run: names the run, where silos remember something of it in a folder of their own.
         rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
     """
 
@@ -41,9 +41,9 @@ class Order:
     labels: tuple[str, ...] = ()
     deadline_seconds: float = 0.0
     statistics: tuple[str, ...] = ()
+    run: str = ""
     head: str = ""
     outcomes: bool = False
-    run: str = ""
     rows: int = 0
 
     @property

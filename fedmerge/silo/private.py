@@ -23,6 +23,7 @@ from torch import Tensor
 from fedmerge.adapters import Adapter
 from fedmerge.adapters.pairs import A_SUFFIX, B_SUFFIX
 from fedmerge.errors import CheckpointError, ConfigError, WireError
+from fedmerge.silo.order import Order
 from fedmerge.wire.filenames import file_name
 from fedmerge.wire.tensorfile import read_tensors, write_tensors
 
@@ -164,14 +165,16 @@ class PersonalPart:
         """Whether an adapter is only the shared part. One with all tensors is taken as it is."""
         return bool(self.parts) and not private_part(adapter, self.parts)
 
-    def whole(self, adapter: Adapter, silo: str, before: int, initial: Callable[[], Adapter]) -> Adapter:
+    def whole(
+        self, adapter: Adapter, order: Order, before: int, initial: Callable[[tuple[str, ...]], Adapter]
+    ) -> Adapter:
         """The adapter, completed by what the silo made in its last round below `before`.
 
         Args:
             adapter: shared or whole.
-            silo: whose tensors to take.
+            order: names silo, run and labels.
             before: a round.
-            initial: gives the adapter of round 0, whose values a silo has before it trained.
+            initial: of labels, gives the adapter of round 0, whose values a silo has before it trained.
 
         Raises:
             ConfigError: nobody said where private tensors are kept.
@@ -179,33 +182,29 @@ class PersonalPart:
         """
         if not self.lacks(adapter):
             return adapter
-        wanted = private_part(initial(), self.parts)
-        own = self._states().before(silo, before)
+        wanted = private_part(initial(order.labels), self.parts)
+        states = self._states(order.run)
+        own = states.before(order.silo, before)
         if own is None:
             return completed(adapter, wanted)
         shapes, found = ({name: t.shape for name, t in tensors.items()} for tensors in (wanted, own))
         if shapes != found:
             strange = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
             raise CheckpointError(
-                f"{self._states().folder / file_name(silo)}: what silo {silo!r} kept of a round below "
+                f"{states.folder / file_name(order.silo)}: what silo {order.silo!r} kept of a round below "
                 f"{before} does not fit its adapter, by {len(strange)} tensors ({strange[0]!r} first)"
             )
         return completed(adapter, own)
 
-    def keep(self, trained: Adapter, silo: str, round: int) -> None:
-        """Remember the private tensors of a trained adapter."""
-        self._states().write(silo, round, private_part(trained, self.parts))
+    def keep(self, trained: Adapter, order: Order) -> None:
+        """Remember the private tensors of what an order trained."""
+        self._states(order.run).write(order.silo, order.round, private_part(trained, self.parts))
 
-    def of_run(self, run: str) -> PersonalPart:
-        """The same in the run's own folder, where a folder serves several runs."""
-        if self.states is None or not run:
-            return self
-        return replace(self, states=PrivateStates(self.states.folder / file_name(run)))
-
-    def _states(self) -> PrivateStates:
+    def _states(self, run: str) -> PrivateStates:
+        """Where they are kept; a folder that serves several runs has one in it for each."""
         if self.states is None:
             raise ConfigError(
                 f"lora.private = {', '.join(self.parts)!r}: the adapter has no private tensors, and there is "
                 "no folder here in which silos remember theirs"
             )
-        return self.states
+        return PrivateStates(self.states.folder / file_name(run)) if run else self.states

@@ -91,7 +91,7 @@ class LoraSettings:
     @property
     def private_parts(self) -> tuple[str, ...]:
         """The entries of `private`."""
-        return tuple(part.strip() for part in self.private.split(",") if part.strip())
+        return tuple(filter(None, (part.strip() for part in self.private.split(","))))
 
 
 @dataclass(frozen=True)
@@ -288,9 +288,8 @@ class SiloSettings:
     def __post_init__(self) -> None:
         checks.integer(self, "seed", 0)
         if self.task.kind == "classification" and not self.data.label:
-            raise checks.error(
-                self.data, "label", "the column of the label, since task.kind = 'classification'"
-            )
+            expected = "the column of the label, since task.kind = 'classification'"
+            raise checks.error(self.data, "label", expected)
         self._check_private()
 
     def _check_private(self) -> None:
@@ -298,7 +297,7 @@ class SiloSettings:
         parts, task = self.lora.private_parts, self.task
         headless = task.kind == "causal-lm" or (task.kind == "classification" and task.head != "linear")
         if "head" in parts and headless:
-            told = f"no 'head': none trains with task.kind = {task.kind!r}, task.head = {task.head!r}"
-            raise checks.error(self.lora, "private", told)
+            which = f"task.kind = {task.kind!r}, task.head = {task.head!r}"
+            raise checks.error(self.lora, "private", f"no 'head': none trains with {which}")
         if {"A", "B"} <= set(parts) and (headless or "head" in parts):
             raise checks.error(self.lora, "private", "parts that leave something to share: 'A' or 'B' alone")

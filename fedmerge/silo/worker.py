@@ -132,7 +132,7 @@ class Worker:
             measured = Measured(self._model, task, rows, self.settings.train, order, began)
             statistics = measure(measured) if order.statistics else {}
             if received is not broadcast:
-                self._personal.of_run(order.run).keep(trained, order.silo, order.round)
+                self._personal.keep(trained, order)
         delta = difference(trained, broadcast)
         metrics = {name: value for name, value in scores.items() if isinstance(value, float)}
         metrics |= {"steps": float(result.steps), "seconds": time.monotonic() - began}
@@ -158,7 +158,8 @@ class Worker:
             order = self._begin(order)
             # What round r made belongs to what the silo kept in round r.
             whole = {
-                name: self._whole(adapter, order, order.round + 1) for name, adapter in candidates.items()
+                name: self._personal.whole(adapter, order, order.round + 1, self._initial)
+                for name, adapter in candidates.items()
             }
             return self._scores(whole, order)
 
@@ -172,16 +173,12 @@ class Worker:
 
     def _received(self, broadcast: Adapter, order: Order) -> Adapter:
         """What a training starts from: baselines train whole adapters as they are, rounds the shared part."""
-        received = self._whole(broadcast, order, order.round)
+        received = self._personal.whole(broadcast, order, order.round, self._initial)
         if self._personal.parts and received is broadcast and not order.stream:
             raise ConfigError(
                 f"{order.place}: the broadcast has private tensors (lora.private), so the delta would, too"
             )
         return received
-
-    def _whole(self, adapter: Adapter, order: Order, before: int) -> Adapter:
-        personal = self._personal.of_run(order.run)
-        return personal.whole(adapter, order.silo, before, lambda: self._initial(order.labels))
 
     def _initial(self, labels: tuple[str, ...]) -> Adapter:
         if labels not in self._initials:

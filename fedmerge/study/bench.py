@@ -18,7 +18,7 @@ from fedmerge.client_app import installed
 from fedmerge.config import Config
 from fedmerge.engine.executors import Executor
 from fedmerge.engine.local import grid_over, serving
-from fedmerge.errors import RoundFailed
+from fedmerge.errors import ConfigError, RoundFailed
 from fedmerge.server.reading import arrays_of
 from fedmerge.server.scores import HIGHER_IS_BETTER
 from fedmerge.server_app.errands import Errand, Errands
@@ -26,6 +26,7 @@ from fedmerge.server_app.muster import Muster, muster
 from fedmerge.server_app.scoring import Ballot, Scores
 from fedmerge.silo.data import load_silos
 from fedmerge.silo.lora import initial_adapter
+from fedmerge.silo.private import PersonalPart
 from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.silo.tasks import task_class
 from fedmerge.study.memo import Memo
@@ -145,7 +146,9 @@ class Bench:
 
         Raises:
             RoundFailed: a silo gave no scores, so that they could not be compared; the log says why.
+            ConfigError: a candidate lacks the tensors that silos keep to themselves (lora.private).
         """
+        self._check_whole(candidates)
         ballot = Ballot(candidates, splits)
         metrics = {}
         order = dataclasses.replace(self._instruction, labels=self.labels)
@@ -172,7 +175,9 @@ class Bench:
 
         Raises:
             RoundFailed: the silo could not train; the log says why.
+            ConfigError: the adapter lacks the tensors that silos keep to themselves (lora.private).
         """
+        self._check_whole({"received": received})
         train = self.config.silo.train
         order = dataclasses.replace(
             self._instruction, silo=silo, round=round, epochs=train.epochs, steps=train.steps
@@ -182,6 +187,15 @@ class Bench:
         for _, reply in self._errands.run({silo: errand}, timeout_seconds=_LONGEST_SECONDS):
             return Adapter(from_record(arrays_of(reply)), received.lora)
         raise RoundFailed(f"silo {silo!r} could not train; the log says why")
+
+    def _check_whole(self, candidates: Mapping[str, Adapter]) -> None:
+        """Refuse adapters that silos would complete in a run: here they have nothing to complete them by."""
+        personal = PersonalPart(self.config.silo.lora.private_parts)
+        if lacking := [name for name, adapter in candidates.items() if personal.lacks(adapter)]:
+            raise ConfigError(
+                f"{lacking[0]!r} has no {' and '.join(personal.parts)}: outside of a run with lora.private "
+                "no silo completes it by its own; score the adapters in the run's personal/"
+            )
 
     @property
     def _instruction(self) -> Instruction:

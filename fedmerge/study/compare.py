@@ -43,6 +43,8 @@ class Question:
         seeds: each at least 0, no one twice.
         tuning: a knob that is tuned on validation rows before anything is scored on test rows; None for none.
         sets: keys that are set for every strategy alike.
+        space: where every strategy compares deltas, but for those that can't work there; "" leaves each its
+            own.
         folder: where all is written; None takes a name made of the simulation's name and content.
     """
 
@@ -51,6 +53,7 @@ class Question:
     seeds: Sequence[int] = (0,)
     tuning: Tuning | None = None
     sets: Mapping[str, Scalar] = field(default_factory=dict)
+    space: str = ""
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -154,16 +157,36 @@ def _fitting(question: Question) -> tuple[list[Strategy], dict[str, str]]:
     """The strategies, and those of "all" that don't fit, with the reason."""
     strategies, optional = read_strategies(question.strategies, question.simulation)
     silos = len(load_silos(read_config({**question.simulation, **question.sets}).silo.data))
+    fitting: list[Strategy] = []
     skipped: dict[str, str] = {}
-    for strategy in strategies:
-        for seed in question.seeds:
-            try:
+    for given in strategies:
+        strategy = _placed(given, question, silos)
+        try:
+            for seed in question.seeds:
                 check(strategy, strategy.flat(question.simulation, seed, question.sets), silos)
-            except ConfigError as problem:
-                if strategy.name not in optional:
-                    raise
-                skipped[strategy.name] = str(problem)
-    return [strategy for strategy in strategies if strategy.name not in skipped], skipped
+        except ConfigError as problem:
+            if strategy.name not in optional:
+                raise
+            skipped[strategy.name] = str(problem)
+            continue
+        same = next((other.name for other in fitting if other.keys == strategy.keys), "")
+        if same and strategy.name in optional:
+            skipped[strategy.name] = f"the same as {same}"
+        else:
+            fitting.append(strategy)
+    return fitting, skipped
+
+
+def _placed(strategy: Strategy, question: Question, silos: int) -> Strategy:
+    """The strategy in the space of the question; in its own where it does not work there."""
+    if not question.space:
+        return strategy
+    placed = Strategy(strategy.name, {**strategy.keys, "strategy.space": question.space})
+    try:
+        check(placed, placed.flat(question.simulation, question.seeds[0], question.sets), silos)
+    except ConfigError:
+        return strategy
+    return placed
 
 
 def _tune(found: Comparison, season: _Season, watcher: Observer) -> None:

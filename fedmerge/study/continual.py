@@ -19,6 +19,7 @@ from fedmerge.config import Config, Scalar, read_config
 from fedmerge.errors import AdapterMismatch, ConfigError, nearest
 from fedmerge.rules import task_arithmetic
 from fedmerge.server.observer import Observer, Silent
+from fedmerge.server.outliers import Clip, parse_guard
 from fedmerge.server_app.scoring import MERGED, Scores
 from fedmerge.study.admission import check_fingerprint, check_labels
 from fedmerge.study.last_round import Last, last_round
@@ -144,11 +145,12 @@ def remove(
     if negate is None:
         deltas = {name: delta for name, delta in material.deltas.items() if name != silo}
         material = replace(material, deltas=deltas, counts={name: material.counts[name] for name in deltas})
-    exact = last.round.number == 1 and negate is None
+    clipped = isinstance(parse_guard(config.strategy.guard), Clip)  # by the length of all, who leaves too
+    exact = last.round.number == 1 and negate is None and not clipped
     told = EXACT.format(silo=silo) if exact else ""
     if last.round.number > 1:
         told = NOT_UNLEARNING.format(last=last.round.number, silo=silo)
-    about = {"kind": "remove" if negate is None else "negate", "silo": silo, "exact": exact}
+    about: dict[str, Any] = {"kind": "remove" if negate is None else "negate", "silo": silo, "exact": exact}
     about["notes"] = [told] if told else []
     return _again(last, config, lambda _: material, about, observer)
 

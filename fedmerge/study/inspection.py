@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from fedmerge.adapters import geometry
 from fedmerge.adapters.angles import Geometry
+from fedmerge.adapters.compared import compared
 from fedmerge.adapters.connectivity import Line
 from fedmerge.adapters.figures import Figures
 from fedmerge.adapters.findings import sentences
@@ -103,6 +104,7 @@ def inspect(
         ConfigError: the plane is to be spanned by silos that are not there.
     """
     check_corners(subject, settings)
+    compared(subject.deltas, subject.received, subject.names)  # refuses by name what does not belong together
     shape = geometry.compare(subject.deltas, subject.weights, subject.received)
     norms = weight_norms(shape.layers, base) if base else {}
     figures = _without_scores(subject, settings, shape)

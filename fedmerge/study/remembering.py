@@ -243,7 +243,7 @@ class _Scoring(_Question):
 def scores_key(  # noqa: PLR0917 (a key is a tuple of all that decides)
     scope: str, silo: str, labels: tuple[str, ...], digest: str, split: str, head: str = "", rows: int = 0
 ) -> str:
-    """The key under which a silo's scores of an adapter, by its digest, are noted."""
+    """The key under which a silo's scores of an adapter, by its digest, are noted; rows 0 are all of them."""
     return _hash([scope, silo, labels, digest, split, head, *([rows] if rows else [])])
 
 

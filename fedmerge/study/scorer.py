@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fedmerge.adapters import Adapter
+from fedmerge.adapters.checks import check_together
 from fedmerge.adapters.connectivity import Point
 from fedmerge.errors import ConfigError
 
@@ -14,6 +16,23 @@ if TYPE_CHECKING:
 
 POINT = "point"
 SPLIT = "validation"
+
+
+def check_fits(adapters: Mapping[str, Adapter], initial: Adapter) -> None:
+    """Refuse adapters that the silos of a simulation can't load, before any of them is asked.
+
+    Args:
+        adapters: by name, of any rank and dtype.
+        initial: what the simulation's first round would broadcast.
+
+    Raises:
+        AdapterMismatch: other modules, another shape or another head.
+    """
+    wide = {
+        name: Adapter({key: tensor.float() for key, tensor in adapter.tensors.items()}, adapter.lora)
+        for name, adapter in adapters.items()
+    }
+    check_together(None, {"the simulation's adapter": initial, **wide}, mixed_ranks=True)
 
 
 class BenchScorer:

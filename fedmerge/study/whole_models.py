@@ -54,7 +54,9 @@ def inspect_models(
         )
     shares = torch.full((len(models),), 1 / len(models), dtype=torch.float64)
     shape = geometry_of(grams, shares, None, in_products=False)
-    figures = Figures(tuple(models), shape, relative_length(shape.layers, norms), whole=True)
+    # By the matrices: norms' weights are near 1 in every model, and would make strangers look like kin.
+    matrices = {name: norm for name, norm in norms.items() if len(base.entries[name].shape) > 1} or norms
+    figures = Figures(tuple(models), shape, relative_length(shape.layers, matrices), whole=True)
     return Inspection(figures, relative_lengths(shape.layers, norms))
 
 

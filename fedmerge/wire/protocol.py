@@ -78,9 +78,9 @@ class Instruction:
         splits: held-out splits to score on, of "validation" and "test".
         labels: the labels that all silos agreed on; empty where the task has none.
         statistics: what the silo measures after training, for the server's rule: "fisher", "gram".
+        run: names the run to silos that remember something of it; "" where they have nothing to remember.
         head: another head to score with, "centroid"; "" is the task's own.
         outcomes: whether scores come with what each row contributed to them; only simulations answer that.
-        run: names the run to silos that remember something of it; "" where they have nothing to remember.
         rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
     """
 
@@ -95,9 +95,9 @@ class Instruction:
     splits: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    run: str = ""
     head: str = ""
     outcomes: bool = False
-    run: str = ""
     rows: int = 0
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
@@ -113,7 +113,8 @@ class Instruction:
         record["statistics"] = ",".join(self.statistics)
         if self.head or self.outcomes:
             record["head"], record["outcomes"] = self.head, self.outcomes
-        record["statistics"], record["run"] = ",".join(self.statistics), self.run
+        if self.run:
+            record["run"] = self.run
         return record
 
     @classmethod
@@ -137,9 +138,9 @@ class Instruction:
             rows=read(config, "rows", int, 0),
             labels=texts(read_json(labels, "labels"), "labels") if labels else (),
             statistics=tuple(part for part in read(config, "statistics", str, "").split(",") if part),
+            run=read(config, "run", str, ""),
             head=read(config, "head", str, ""),
             outcomes=read(config, "outcomes", bool, False),
-            run=read(config, "run", str, ""),
         )
 
 

@@ -168,7 +168,9 @@ def test_what_can_not_be_inspected(fedmerge, world: World, tmp_path: Path) -> No
     refused(fedmerge("inspect", birds, birds), "given twice")
     refused(fedmerge("inspect", world.run, "--plane", "birds,rock"), "no silo 'rock'", "did you mean 'rocks'")
     refused(fedmerge("inspect", world.run, "--plane", "birds"), "two silos with a comma")
-    refused(fedmerge("inspect", world.run, "--plane", "birds,ships", "--no-plane"), "contradict")
+    refused(
+        fedmerge("inspect", world.run, "--plane", "birds,ships", "--no-plane"), "contradicted by --no-plane"
+    )
     refused(fedmerge("inspect", birds, "--round", 7), "--round is for a run")
     refused(fedmerge("inspect", world.run, "--round", 7), "round 7 has no deltas")
     refused(fedmerge("inspect", world.run, "--base", "builtin"), "--base is not for a run")
@@ -195,6 +197,8 @@ def test_adapters_that_do_not_belong_together_are_refused(fedmerge, world: World
     fewer = {name: tensor for name, tensor in adapter.tensors.items() if "layers.0" in name}
     package.save_adapter(Adapter(fewer, adapter.lora), tmp_path / "fewer")
     refused(fedmerge("inspect", world.adapters / "birds", tmp_path / "fewer"), "fewer lacks", "of birds")
+    alone = fedmerge("inspect", tmp_path / "fewer", "--simulation", world.simulation)
+    refused(alone, "fewer lacks", "of the simulation's adapter")
 
 
 def test_whole_models_by_their_distance(

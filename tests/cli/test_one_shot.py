@@ -46,7 +46,7 @@ def test_a_folder_of_adapters_becomes_a_run_that_goes_on(fedmerge, place: Path) 
     assert shot["one_shot"]["names"] == ["site-1", "site-2"]
     assert shot["folder"] == str(place / "shot")
     assert "alone/site-2" in shot["candidates"]
-    added = told(fedmerge("add", "shot", "run/adapter", "--weight", "2", "--json"))
+    added = told(fedmerge("add", "shot", "run", "--weight", "2", "--json"))
     assert added["folder"] == str(place / "shot+run")
     assert added["changed"]["silo"] == "run"
     removed = told(fedmerge("remove", "shot+run", "site-1", "--json"))
@@ -78,6 +78,7 @@ def test_bad_input_is_a_sentence_and_writes_nothing(fedmerge, place: Path) -> No
     assert "did you mean 'rocks'?" in refused("remove", "run", "rokcs")
     assert "there is something already" in refused("remove", "run", "rocks", "-o", "inbox")
     assert "has a silo 'rocks' already" in refused("add", "run", "inbox/site-1", "--name", "rocks")
+    assert "inbox holds 2 adapters; name one of them, inbox/site-1 say" in refused("add", "run", "inbox")
     assert "no run's folder" in refused("add", "inbox", "inbox/site-1")
     assert sorted(path.name for path in place.iterdir()) == ["1", "2", "empty", "inbox", "run", "sim.toml"]
 

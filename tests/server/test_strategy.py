@@ -123,7 +123,7 @@ def test_what_a_train_message_says():
     strategy.start(grid, initial(), num_rounds=1, train_config=ConfigRecord({"lr": 0.5}))
     [message] = grid.sent
     assert read_instruction(message.content) == Instruction(
-        1, "a", 5, "", 90.0, 2, 0, "", ("validation",), ("x", "y")
+        1, "a", 5, "", 90.0, 2, splits=("validation",), labels=("x", "y")
     )
     assert message.content["config"]["lr"] == 0.5
     assert message.metadata.ttl == 100

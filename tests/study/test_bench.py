@@ -6,7 +6,7 @@ import torch
 from fedmerge.adapters import Adapter
 from fedmerge.config import read_config
 from fedmerge.engine.local import run_local
-from fedmerge.errors import CheckpointError
+from fedmerge.errors import CheckpointError, ConfigError
 from fedmerge.study.bench import Bench, scope_of
 from fedmerge.study.memo import Memo
 from fedmerge.study.recorded import open_run
@@ -131,3 +131,17 @@ def test_what_is_no_recorded_run_is_refused(broken, config, tiny_flat, tmp_path)
             folder.mkdir()
     with pytest.raises(CheckpointError, match=match):
         open_run(folder)
+
+
+def test_what_silos_would_complete_in_a_run_is_refused_and_whole_adapters_are_taken(tiny_flat):
+    private = {"lora__private": "B", "strategy__space": "factors()"}
+    with Bench(read_config(tiny_flat(**private))) as bench:
+        whole = bench.initial
+        shared = Adapter({name: t for name, t in whole.tensors.items() if "lora_A" in name}, whole.lora)
+        assert bench.evaluate({"whole": whole}).metrics
+        with pytest.raises(
+            ConfigError, match=r"'shared' has no B: .* score the adapters in the run's personal/"
+        ):
+            bench.evaluate({"whole": whole, "shared": shared})
+        with pytest.raises(ConfigError, match="'received' has no B"):
+            bench.train(bench.silos[0], shared)

@@ -147,7 +147,8 @@ def test_experiments_are_named_by_what_differs(tmp_path: Path) -> None:
     rows = rows_of(tables_of(one, other), "Experiments")
     assert [row["experiment"] for row in rows] == ["fedavg()", "ties(density=0.2)"]
     assert page_of(read_sources([one, other])).headline == (
-        "ties(density=0.2) reaches the best mean of 2 experiments: 0.780 accuracy."
+        "ties(density=0.2) reaches the best mean of 2 experiments: 0.780 in accuracy (best trivial baseline: "
+        "east alone, 0.670). Of one seed the spread is unknown, so a small lead may be chance."
     )
 
 
@@ -208,8 +209,11 @@ def test_an_unfinished_run_says_so(run: RunFolder) -> None:
 
 @pytest.mark.parametrize("form", [html_of, markdown_of, lambda page: json.dumps(payload_of(page))])
 def test_the_same_files_give_the_same_bytes(run: RunFolder, form) -> None:
+    """And not many of them."""
     run.geometry()
-    assert form(page_of(read_sources([run.path]))) == form(page_of(read_sources([run.path])))
+    written = form(page_of(read_sources([run.path])))
+    assert written == form(page_of(read_sources([run.path])))
+    assert len(written.encode()) < 400_000
 
 
 class Reader(HTMLParser):
@@ -267,12 +271,6 @@ def test_very_many_silos_stay_usable(tmp_path: Path) -> None:
     assert len(page.encode()) < 600_000
     assert 'class="table long"' in page
     assert "All 150 silos&#x27; own trainings" in page
-
-
-def test_a_normal_page_is_small(run: RunFolder) -> None:
-    run.geometry()
-    run.sweep()
-    assert len(html_of(page_of(read_sources([run.path]))).encode()) < 400_000
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def _seconds(run: Run) -> dict[str, float | None]:
 def _rounds(rounds: tuple[Round, ...]) -> Table:
     phases = list(dict.fromkeys(phase for round in rounds for phase in round.seconds))
     columns = (
-        Column("round", 0), Column("asked", 0), Column("merged", 0), Column("refused", 0),
+        Column("round", 0), Column("asked", 0), Column("admitted", 0), Column("refused", 0),
         Column("missing", 0), Column("MB up", 2), Column("MB down", 2),
         *(Column(f"{phase}, s", 1) for phase in phases), Column("energy left out", 4),
     )  # fmt: skip

@@ -67,7 +67,7 @@ class Group:
     def candidates(self) -> tuple[str, ...]:
         """Names of all candidates, in reading order; KEPT stands for what each run kept."""
         names = {name for result in self.results for name in result.candidates if name != result.kept}
-        kinds = ("base", "alone", "shadow", "merged", KEPT, "pooled")
+        kinds = ("base", "centroids", "alone", "shadow", "merged", KEPT, "pooled")
         place = {
             name: kinds.index(head) if (head := name.partition("/")[0]) in kinds else 3 for name in names
         }

@@ -25,17 +25,17 @@ def leaderboard(sweep: Sweep, metric: str, higher: bool) -> tuple[Block, ...]:
     if scored:
         said = (scored[0].metric or metric).replace("_", " ")
         blocks += [_picture(scored, said, higher), _table(scored, said, higher)]
-    if sweep.test:
-        rows = tuple((name, value) for name, value in sweep.test.items())
+    rows = tuple((name, value) for name, value in sweep.test.items() if value is not None)
+    if rows:
         columns = (Column("adapter"), Column("mean", 4))
         best = frozenset(best_cells(rows, 1, 4, higher))
         blocks.append(Table("The chosen candidate on test rows, beside the others", columns, rows, best=best))
     if failed:
-        rows = tuple((candidate.name, candidate.error or "no score") for candidate in failed)
+        errors = tuple((candidate.name, candidate.error or "no score") for candidate in failed)
         blocks.append(
             Fold(
                 f"{count(len(failed), 'candidate')} without a score",
-                (Table("Why", (Column("candidate"), Column("error")), rows),),
+                (Table("Why", (Column("candidate"), Column("error")), errors),),
             )
         )
     return tuple(blocks)

@@ -9,7 +9,9 @@ from fedmerge.study.report.groups import KEPT, Group
 from fedmerge.study.report.seeds import mean
 from fedmerge.study.report.study_sources import Comparison
 from fedmerge.study.report.verdict import (
+    ALONE,
     BASE,
+    CENTROIDS,
     POOLED,
     certainty,
     duel,
@@ -20,6 +22,8 @@ from fedmerge.study.report.verdict import (
     trivial,
     unfinished,
 )
+
+_LONGEST_BASE = 40
 
 
 def title_of(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> str:
@@ -47,10 +51,15 @@ def _about(group: Group) -> str:
         count(len(group.silos), "silo") if group.silos else "",
         count(int(config.get("run.rounds", 1)), "round"),
         f"{config.get('strategy.rule', '')} in {config.get('strategy.space', '')}",
-        f"base {config.get('base.model', '')}",
+        f"base {_short(str(config.get('base.model', '')))}",
         f"{'seed' if len(group.runs) == 1 else 'seeds'} {seeds}",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _short(base: str) -> str:
+    """A base's path without its beginning, which says nothing to others."""
+    return base if len(base) <= _LONGEST_BASE else "…/" + "/".join(base.split("/")[-2:])
 
 
 def headline_of(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> str:
@@ -66,8 +75,16 @@ def headline_of(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> s
     same = [group for group in comparable if number(group.mean(KEPT)) == number(leading.mean(KEPT))]
     names = listed([group.label for group in same])
     verb = "reach" if len(same) > 1 else "reaches"
-    best = f"{number(leading.mean(KEPT))} {leading.metric}"
-    return f"{names} {verb} the best mean of {count(len(comparable), 'experiment')}: {best}."
+    best = f"{number(leading.mean(KEPT))} in {leading.metric}{_beside(leading)}"
+    single = any(len(group.results) == 1 for group in comparable)
+    caution = " Of one seed the spread is unknown, so a small lead may be chance." if single else ""
+    return f"{names} {verb} the best mean of {count(len(comparable), 'experiment')}: {best}.{caution}"
+
+
+def _beside(group: Group) -> str:
+    """The best trivial baseline of an experiment, in brackets."""
+    name = trivial(group)
+    return f" (best trivial baseline: {label(name)}, {number(group.mean(name))})" if name else ""
 
 
 def comparison_headline(study: Comparison) -> str:
@@ -109,8 +126,8 @@ def _compared(study: Comparison) -> list[tuple[str, str, str]]:
     chosen = {
         "best strategy": strategies,
         "reference": [row for row in rows if row.name == study.reference],
-        "best baseline": [row for row in rows if row.kind == "baseline" and row.name != POOLED],
-        "pooled": [row for row in rows if row.name == POOLED],
+        "best baseline": [row for row in rows if row.kind == "baseline" and not row.name.startswith(POOLED)],
+        "pooled": [row for row in rows if row.name.startswith(POOLED)],
     }
     entries = []
     for title, found in chosen.items():
@@ -142,7 +159,9 @@ def _facts(group: Group) -> list[tuple[str, str, str]]:
     name = trivial(group)
     if BASE in group.candidates():
         entries.append(("base", number(group.mean(BASE)), "before any training"))
-    if name and name != BASE:
+    if CENTROIDS in group.candidates():
+        entries.append(("class centroids", number(group.mean(CENTROIDS)), "nothing is trained"))
+    if name.startswith(ALONE):
         entries.append(("best single silo", number(group.mean(name)), label(name)))
     if (own := own_training(group)) is not None:
         entries.append(("each silo for itself", number(own), "alone, on its own rows only"))
@@ -161,7 +180,7 @@ def overview(groups: Sequence[Group]) -> Table:
     columns = (
         Column("experiment"), Column("seeds"), Column("metric"), Column("merged", 4),
         Column("spread over seeds", 4), Column("worst silo", 4), Column("base", 4),
-        Column("best single silo", 4), Column("each for itself", 4), Column("pooled", 4),
+        Column("best baseline", 4), Column("each for itself", 4), Column("pooled", 4),
     )  # fmt: skip
     rows = []
     for group in groups:
@@ -170,7 +189,7 @@ def overview(groups: Sequence[Group]) -> Table:
             (
                 group.label, ", ".join(str(run.seed) for run in group.runs),
                 f"{group.metric}, {group.direction}", group.mean(KEPT), group.spread(KEPT),
-                mean(group.worsts(KEPT)), group.mean(BASE), group.mean(name) if name != BASE else None,
+                mean(group.worsts(KEPT)), group.mean(BASE), group.mean(name),
                 own_training(group), group.mean(POOLED),
             )
         )  # fmt: skip

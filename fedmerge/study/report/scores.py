@@ -12,8 +12,16 @@ from fedmerge.study.report.verdict import ALONE, BASE, POOLED, label, number
 _MOST_ALONE = 6
 _MOST_SILOS = 12
 _MOST_ROWS = 16
-_KINDS = {"base": "base", "alone": "alone", "pooled": "pooled", "shadow": "other", "merged": "other"}
+_KINDS = {
+    "base": "base",
+    "centroids": "base",
+    "alone": "alone",
+    "pooled": "pooled",
+    "shadow": "other",
+    "merged": "other",
+}
 _NOTES = {
+    "centroids": "Class centroids: nothing is trained; the base under class means of all training rows.",
     "alone/": "Alone: one silo trains by itself from the same start, as much as in all rounds together, "
     "scored on every silo.",
     "shadow/": "A rule @ space: another merge of the last round's replies; no silo trained on from it.",
@@ -57,11 +65,10 @@ def _picture(group: Group, names: list[str]) -> Block:
 def _dot(group: Group, name: str) -> Dot:
     value, deviation = group.mean(name) or 0.0, group.spread(name)
     kind = "merged" if name == KEPT else _KINDS.get(name.partition("/")[0], "other")
+    low, high = None, mean(group.worsts(name))
     if len(group.results) > 1:
-        ends = (None, None) if deviation is None else (value - deviation, value + deviation)
-    else:
-        ends = (None, mean(group.worsts(name)))
-    return Dot(label(name), value, *ends, kind=kind, hollow=name == BASE)
+        low, high = (None, None) if deviation is None else (value - deviation, value + deviation)
+    return Dot(label(name), value, low, high, kind, name == BASE)
 
 
 def _table(group: Group, names: list[str], caption: str) -> Table:

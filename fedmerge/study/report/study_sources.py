@@ -76,7 +76,7 @@ class Swept:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep: its candidates, and what result.json says of the best."""
+    """A sweep: its candidates, the best one's name, and means on test rows of it and others."""
 
     candidates: tuple[Swept, ...]
     best: str
@@ -191,14 +191,14 @@ def read_sweep(folder: Path) -> Sweep | None:
     board, result = folder / "leaderboard.jsonl", folder / "result.json"
     if not board.is_file():
         return None
-    lines = [_swept(line) for line in read_lines(board)]
-    found = read_json(result) if result.is_file() else None
-    best, test = (found.find(key) if found else None for key in ("best", "test"))
-    return Sweep(
-        candidates=tuple(lines),
-        best=_name_of(best),
-        test=_means(test),
-    )
+    newest = {line.name: line for line in map(_swept, read_lines(board))}
+    if not result.is_file():
+        return Sweep(tuple(newest.values()), "", {})
+    found = read_json(result)
+    best, beside = found.at("best"), found.find("beside")
+    name = best.at("candidate").text()
+    test = {other: _test_mean(scores) for other, scores in (beside.items() if beside else {}).items()}
+    return Sweep(tuple(newest.values()), name, test | {name: _test_mean(best)})
 
 
 def _swept(node: Node) -> Swept:
@@ -214,22 +214,9 @@ def _swept(node: Node) -> Swept:
     )
 
 
-def _name_of(node: Node | None) -> str:
-    """The best candidate's name, given as text or within an object."""
-    if node is None:
-        return ""
-    return node.at("candidate").text() if isinstance(node.value, dict) else node.text()
-
-
-def _means(node: Node | None) -> dict[str, float | None]:
-    """Means by name, given as numbers or within objects."""
-    if node is None or not isinstance(node.value, dict):
-        return {}
-    return {
-        name: _figure(child, "mean") if isinstance(child.value, dict) else child.figure()
-        for name, child in node.items().items()
-        if child.value is not None and not isinstance(child.value, str | list)
-    }
+def _test_mean(node: Node) -> float | None:
+    test = node.find("test")
+    return _figure(test, "mean") if test else None
 
 
 def read_geometry(node: Node) -> Geometry:

@@ -8,13 +8,13 @@ from fedmerge.study.report.document import count, listed
 from fedmerge.study.report.groups import KEPT, Group
 from fedmerge.study.report.seeds import Interval, interval, mean
 
-ALONE, BASE, POOLED = "alone/", "base", "pooled"
+ALONE, BASE, CENTROIDS, POOLED = "alone/", "base", "centroids", "pooled"
 _DIGITS = 3
 
 
 def trivial(group: Group) -> str:
-    """The best of what needs no federation: the base, or one silo's training; "" where neither is scored."""
-    names = [name for name in group.candidates() if name == BASE or name.startswith(ALONE)]
+    """The best of what needs no federation: the base, centroids, one silo's training; "" for none."""
+    names = [name for name in group.candidates() if name in (BASE, CENTROIDS) or name.startswith(ALONE)]
     known = {name: value for name in names if (value := group.mean(name)) is not None}
     # Of equals the first one, which is the base.
     return max(known, key=lambda name: known[name] * group.sign) if known else ""
@@ -34,9 +34,12 @@ def label(name: str) -> str:
         return rest
     if kind == "merged" and rest:
         return f"merged, round {rest}"
-    return {"pooled": "pooled training", "merged": "merged, last round", KEPT: "merged (kept)"}.get(
-        name, name
-    )
+    return {
+        "pooled": "pooled training",
+        "centroids": "class centroids",
+        "merged": "merged, last round",
+        KEPT: "merged (kept)",
+    }.get(name, name)
 
 
 def gain_over(group: Group, name: str) -> Interval | None:

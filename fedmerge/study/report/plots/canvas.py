@@ -21,7 +21,7 @@ from fedmerge.study.report.document import NARROW, WIDE, Figure
 from fedmerge.study.report.plots.svg import PALETTE, cleaned
 
 _POINTS_PER_INCH = 72
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # matplotlib types its settings one by one, and by version
     "svg.hashsalt": "fedmerge",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
