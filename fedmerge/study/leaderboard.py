@@ -156,8 +156,8 @@ def read_lines(path: Path) -> list[Line]:
 
 def ranked(lines: Iterable[Line]) -> list[Line]:
     """The scored lines, best mean first; of equals the one that was written first."""
-    scored = [line for line in lines if line.mean is not None]
-    return sorted(scored, key=lambda line: -line.mean if _higher(line) else line.mean)  # type: ignore[operator,return-value]
+    scored = [(line.mean, line) for line in lines if line.mean is not None]
+    return [line for _, line in sorted(scored, key=lambda pair: -pair[0] if _higher(pair[1]) else pair[0])]
 
 
 def tied(best: Line, other: Line) -> bool | None:

@@ -19,7 +19,7 @@ from fedmerge.errors import ConfigError, RuleError, nearest
 from fedmerge.study.candidates import Candidate, Range, Template
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna.trial import Trial
 
 MISSING = "a search needs Optuna: pip install 'fedmerge[search]'"
 
@@ -108,7 +108,7 @@ class Search:
         self._templates = _searched(templates)
         self.total = settings.trials
         self._asked = 0
-        self._waiting: list[tuple[Candidate, optuna.trial.Trial]] = []
+        self._waiting: list[tuple[Candidate, Trial]] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # several samplers warn that they are new
             sampler = SAMPLERS[settings.sampler](optuna.samplers, settings.seed)
@@ -160,7 +160,7 @@ class _Trial:
         return min(max(float(f"{value:.4g}"), limits.low), limits.high)
 
 
-def _decided(templates: Sequence[Template], trial: optuna.trial.Trial) -> Candidate:
+def _decided(templates: Sequence[Template], trial: Trial) -> Candidate:
     chooser = _Trial(trial)
     if len(templates) == 1:
         return templates[0].chosen(chooser)

@@ -221,5 +221,5 @@ class Sweep:
             and self._lines[self.settings.reference].mean is not None
         ):
             chosen[str(self.settings.reference)] = self.material.merged(self.settings.reference)
-        found = self.scorer.now(self.standing | chosen, "test")
+        found = self.scorer.now({**self.standing, **chosen}, "test")
         return {name: scored for name, scored in found.items() if scored.summary is not None}
