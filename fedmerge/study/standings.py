@@ -74,6 +74,7 @@ def standings(found: Comparison, command: str) -> dict[str, Any]:
         "metric": first["metric"],
         "higher_is_better": higher,
         "split": split,
+        "rows_of_each_silo": question.rows or None,
         "seeds": list(question.seeds),
         "silos": silos,
         "reference": REFERENCE,
@@ -171,7 +172,9 @@ class _Table:
             digest = entry.digests.get(scored.candidates[seed], entry.digests.get("base", ""))
             labels = tuple(entry.labels)
             for silo in self.silo_names:
-                key = scores_key(entry.scope, silo, labels, digest, "test", scored.head)
+                key = scores_key(
+                    entry.scope, silo, labels, digest, "test", scored.head, self.found.question.rows
+                )
                 noted = self.found.memo.scores(key) or {}
                 if "outcomes" in noted:
                     rows.setdefault(silo, []).append(SiloRows(noted["outcomes"], noted["sizes"]))
