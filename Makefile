@@ -1,6 +1,7 @@
 # make demo      set everything up and run the main job
 # make test      set everything up and pass the tests
 # make test-all  the slow ones too: real Flower processes, MiniLM, recipes at full length
+# make results   the measured comparisons: docs/results.md and the headers of simulations/; hours on 2 cores
 # make lint      formatting, lint and types
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all results lint format clean
 
 demo: .venv/.installed
 	$(BIN)/fedmerge simulate
@@ -22,6 +23,9 @@ test: .venv/.installed-test lint
 test-all: .venv/.installed-test lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 	$(BIN)/python -m pytest -q -m slow
+
+results: .venv/.installed-test
+	$(BIN)/python docs/results.py
 
 lint: .venv/.installed-test
 	$(BIN)/ruff format --check .

@@ -28,7 +28,16 @@ PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 RUN_BY_THE_GATE = {"make test", "make demo", ". .venv/bin/activate"}
 SLOW = {"fedmerge simulate", "fedmerge simulate --strategy ties --set train.steps=40"}
 FLOWER = {"flwr run . --stream", "flwr run . --run-config strategies/ties.toml --stream"}  # tests/engine
-QUICK = [c for c in COMMANDS if c not in RUN_BY_THE_GATE | SLOW | FLOWER]
+STUDY = [  # in this order, each on what the one before left
+    "fedmerge compare builtin ties dare_ties task_arithmetic --seeds 0,1,2 --tune scale",
+    "fedmerge simulate --set run.record=true --set run.output=run",
+    "fedmerge sweep run",
+    "fedmerge inspect run",
+    "fedmerge remove run xml",
+    "fedmerge report run",
+]
+SMALL = "--set train.steps=2 --set data.max-rows=8 --set data.silos=xml,asyncio --set data.test=0.01"
+QUICK = [c for c in COMMANDS if c not in RUN_BY_THE_GATE | SLOW | FLOWER | set(STUDY)]
 
 
 @pytest.fixture
@@ -75,6 +84,7 @@ def run(command: str, cwd: Path) -> str:
 
 def test_the_readme_is_read_right() -> None:
     assert set(COMMANDS) >= SLOW | FLOWER | RUN_BY_THE_GATE
+    assert [command for command in COMMANDS if command in STUDY] == STUDY
     assert len(QUICK) >= 4
     assert len(PYTHON) == 2
 
@@ -90,6 +100,16 @@ def test_simulation(command: str, folder: Path) -> None:
     out = run(command, folder)
     assert "pooled" in out
     assert list((folder / "runs").glob("*/adapter/adapter_model.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_studies_on_a_small_simulation(folder: Path) -> None:
+    for command in STUDY:
+        trains = command.startswith(("fedmerge compare", "fedmerge simulate"))
+        assert run(f"{command} {SMALL}" if trains else command, folder).strip()
+    assert (folder / "run" / "report.html").is_file()
+    assert (folder / "run" / "sweep" / "best" / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize("code", PYTHON)
