@@ -176,7 +176,7 @@ def measure(case: Case, settings: Settings) -> Inspection:
         return inspected(case.subject, settings, weights)
     from fedmerge.study.admission import check_labels
     from fedmerge.study.bench import Bench
-    from fedmerge.study.scorer import BenchScorer, check_fits
+    from fedmerge.study.points import PointScorer, check_fits
 
     steps = settings.steps if settings.plane else 0
     pieces = evaluations(len(case.subject.names), settings.points, steps)
@@ -184,7 +184,7 @@ def measure(case: Case, settings: Settings) -> Inspection:
         check_fits(case.subject.trained, bench.initial)
         for adapter in case.subject.deltas:
             check_labels(adapter, bench.labels)
-        return inspected(case.subject, settings, weights, BenchScorer(bench), watch.advance)
+        return inspected(case.subject, settings, weights, PointScorer(bench), watch.advance)
 
 
 def inspected_models(models: Sequence[str], base: str, output: Path | None) -> Outcome:

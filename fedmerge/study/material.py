@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedmerge.adapters import Adapter
+from fedmerge.adapters.foreign import fitted
 from fedmerge.adapters.merge import merge
 from fedmerge.adapters.statistics import Statistics
 from fedmerge.errors import AdapterMismatch, RuleError
@@ -104,13 +104,7 @@ def at_scaling(adapter: Adapter, like: Adapter) -> Adapter:
     """
     if adapter.lora is None or like.lora is None:
         raise AdapterMismatch("an adapter has no LoRA settings, so that the length of its updates is unknown")
-    ratio = adapter.lora.scaling / like.lora.scaling
-    if math.isclose(ratio, 1.0):
-        return adapter
-    tensors = {
-        name: tensor * ratio if ".lora_B." in name else tensor for name, tensor in adapter.tensors.items()
-    }
-    return replace(adapter, tensors=tensors, lora=like.lora.of_rank(adapter.lora.rank))
+    return fitted(adapter, like.lora.of_rank(adapter.lora.rank))
 
 
 def _hash(adapter: Adapter) -> str:

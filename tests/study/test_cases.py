@@ -9,7 +9,7 @@ from fedmerge.adapters import Adapter, Lora
 from fedmerge.errors import AdapterMismatch, ConfigError
 from fedmerge.study.base_weights import base_weights
 from fedmerge.study.cases import check_bases, folder_of, updates_alone
-from fedmerge.study.scorer import BenchScorer
+from fedmerge.study.points import PointScorer
 from fedmerge.study.whole_models import inspect_models
 from fedmerge.wire.checkpoint import open_checkpoint
 from fedmerge.wire.tensorfile import write_tensors
@@ -87,4 +87,4 @@ def test_a_bench_without_validation_rows_can_not_score() -> None:
             return Scores({"a": {}, "b": {}})
 
     with pytest.raises(ConfigError, match=r"data\.validation above 0"):
-        BenchScorer(Empty())(told())
+        PointScorer(Empty())(told())

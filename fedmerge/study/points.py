@@ -35,7 +35,7 @@ def check_fits(adapters: Mapping[str, Adapter], initial: Adapter) -> None:
     check_together(None, {"the simulation's adapter": initial, **wide}, mixed_ranks=True)
 
 
-class BenchScorer:
+class PointScorer:
     """Scores adapters by the silos' validation rows, each silo counting alike.
 
     Args:
