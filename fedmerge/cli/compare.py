@@ -48,6 +48,12 @@ def compare(  # noqa: PLR0917 (arguments and options of a command)
     tune_rounds: Annotated[
         int, typer.Option(help="Rounds of a trial; 0: those of the simulation. With 1, trials train nothing.")
     ] = 0,
+    tune_rows: Annotated[
+        int, typer.Option(help="Validation rows of each silo that a trial is scored on; 0: all.")
+    ] = 0,
+    rows: Annotated[
+        int, typer.Option(help="Test rows of each silo that are scored, spread over them; 0: all.")
+    ] = 0,
     space: Annotated[
         str, typer.Option(help="Space of every strategy that works there; default: each file's own.")
     ] = "",
@@ -61,9 +67,9 @@ def compare(  # noqa: PLR0917 (arguments and options of a command)
     """
     from fedmerge.study.tuning import Tuning
 
-    tuning = Tuning.parse(tune, tune_rounds) if tune else None
+    tuning = Tuning.parse(tune, tune_rounds, tune_rows) if tune else None
     question = _question(simulation, strategies, _seeds(seeds), tuning, sets)
-    question = replace(question, space=_space(space), folder=Path(output) if output else None)
+    question = replace(question, space=_space(space), rows=rows, folder=Path(output) if output else None)
     found = _answer(question) | {"simulation": simulation}
     path = question.place / "compare.json"
     from fedmerge.server import storage
@@ -126,7 +132,8 @@ def shown(found: Mapping[str, Any], folder: Path, width: int) -> list[Renderable
     """What a person sees: the table, what must be known to read it, and where it lies."""
     from rich.text import Text
 
-    title = f"{metric_words(found)}; mean over {len(found['silos'])} silos' {found['split']} rows"
+    rows = f"{found['rows_of_each_silo'] or 'all'} {found['split']} rows of each"
+    title = f"{metric_words(found)}; mean over {len(found['silos'])} silos, {rows}"
     seeds = ", ".join(map(str, found["seeds"]))
     ran = f"{found['computed']} answers of silos computed, {found['recalled']} known already"
     return [

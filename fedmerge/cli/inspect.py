@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmerge.cli import recipe
-from fedmerge.cli.evaluate import check_labels
 from fedmerge.cli.manner import Outcome, count, plain
 from fedmerge.cli.options import NO_SETS, Sets
 from fedmerge.errors import ConfigError
@@ -175,6 +174,7 @@ def measure(case: Case, settings: Settings) -> Inspection:
     weights = base_weights(case.base) if case.base else None
     if case.config is None:
         return inspected(case.subject, settings, weights)
+    from fedmerge.study.admission import check_labels
     from fedmerge.study.bench import Bench
     from fedmerge.study.scorer import BenchScorer, check_fits
 

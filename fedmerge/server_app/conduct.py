@@ -26,16 +26,18 @@ from fedmerge.server_app.finale import Finale
 from fedmerge.server_app.held import held
 from fedmerge.server_app.muster import Muster, expects_gpu, muster, rounds_of
 from fedmerge.server_app.personal import Results
-from fedmerge.server_app.scoring import SPLITS, Scores
+from fedmerge.server_app.scoring import Scores, Scoring
 from fedmerge.silo.lora import initial_adapter
 from fedmerge.silo.private import check_parts, shared_part
 from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.wire.protocol import Instruction
 from fedmerge.wire.records import to_record
 
+EVERYTHING = Scoring()
+
 
 def conduct(
-    config: Config, grid: Grid, observer: Observer | None = None, splits: tuple[str, ...] = SPLITS
+    config: Config, grid: Grid, observer: Observer | None = None, scoring: Scoring = EVERYTHING
 ) -> dict[str, Any]:
     """Run everything that a run-config describes, and write it down.
 
@@ -43,7 +45,7 @@ def conduct(
         config: what to run.
         grid: reaches the nodes; one that yields replies as they come keeps memory small.
         observer: told of progress, beside the run's folder.
-        splits: that the final candidates are scored on; tuning must not see test rows.
+        scoring: what the final evaluation looks at; tuning must not see test rows.
 
     Returns:
         What stands in result.json.
@@ -59,7 +61,7 @@ def conduct(
     folder = RunFolder(config.folder, config.flat)
     try:
         with clock.phase("setup"):
-            run = _prepare(config, grid, folder, observer or Silent(), splits)
+            run = _prepare(config, grid, folder, observer or Silent(), scoring)
         return _conduct(run, clock)
     finally:
         folder.close()
@@ -93,7 +95,7 @@ class _Run:
     initial: Adapter
     instruction: Instruction
     scorer: Scorer | None
-    splits: tuple[str, ...]
+    scoring: Scoring
 
     @property
     def shared(self) -> Adapter:
@@ -107,9 +109,7 @@ class _Run:
         return Baselines(self.config, self.silos.roster.names, wanted, self.initial, self.instruction)
 
 
-def _prepare(
-    config: Config, grid: Grid, folder: RunFolder, observer: Observer, splits: tuple[str, ...]
-) -> _Run:
+def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, scoring: Scoring) -> _Run:
     """Learn who takes part; only then does the folder of an earlier run of the same config begin anew."""
     observer.phase("waiting for nodes")
     silos = muster(grid, config)
@@ -132,7 +132,7 @@ def _prepare(
         labels=silos.labels,
         run=name,
     )
-    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, splits)
+    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, scoring)
 
 
 def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
@@ -174,7 +174,8 @@ def _strategy(run: _Run) -> MergeStrategy:
 def _score(run: _Run, errands: Errands, strategy: MergeStrategy) -> tuple[dict[str, Adapter], Scores]:
     """All adapters that the run ends with, and their scores."""
     order = dataclasses.replace(run.instruction, round=run.config.run.rounds, epochs=0, steps=0)
-    finale = Finale(errands, run.baselines, order, run.config.strategy.deadline_seconds, run.splits)
+    order = dataclasses.replace(order, rows=run.scoring.rows)
+    finale = Finale(errands, run.baselines, order, run.config.strategy.deadline_seconds, run.scoring.splits)
     known = run.baselines.known({reply.silo: reply.delta for reply in strategy.last_replies})
     trained, scores = finale.run(outcome.candidates(strategy, run.shared, known))
     return outcome.candidates(strategy, run.shared, known | trained), scores

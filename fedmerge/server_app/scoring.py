@@ -26,6 +26,19 @@ CENTROIDS = "centroids"
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """How much the final evaluation looks at.
+
+    Args:
+        splits: that candidates are scored on.
+        rows: of each split and silo at most so many, spread evenly over it; 0 is all.
+    """
+
+    splits: tuple[str, ...] = SPLITS
+    rows: int = 0
+
+
+@dataclass(frozen=True)
 class Ballot:
     """Candidates that one message asks each silo to score.
 

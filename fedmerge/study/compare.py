@@ -25,6 +25,7 @@ from fedmerge.server import storage
 from fedmerge.server.observer import Observer, Silent
 from fedmerge.server.plan import Plan
 from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.scoring import SPLITS, Scoring
 from fedmerge.silo.data import load_silos
 from fedmerge.study.bench import scope_of
 from fedmerge.study.memo import Memo
@@ -43,6 +44,7 @@ class Question:
         seeds: each at least 0, no one twice.
         tuning: a knob that is tuned on validation rows before anything is scored on test rows; None for none.
         sets: keys that are set for every strategy alike.
+        rows: test rows of each silo that are scored, spread evenly over them; 0 is all.
         space: where every strategy compares deltas, but for those that can't work there; "" leaves each its
             own.
         folder: where all is written; None takes a name made of the simulation's name and content.
@@ -54,12 +56,15 @@ class Question:
     tuning: Tuning | None = None
     sets: Mapping[str, Scalar] = field(default_factory=dict)
     space: str = ""
+    rows: int = 0
     folder: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the seeds."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"--seeds {list(self.seeds)}: expected different whole numbers from 0")
+        if self.rows < 0:
+            raise ConfigError(f"--rows {self.rows}: expected 0 (all) or more")
 
     @property
     def place(self) -> Path:
@@ -199,7 +204,7 @@ def _tune(found: Comparison, season: _Season, watcher: Observer) -> None:
         scores: dict[float, float | None] = {}
         for value, candidate in candidates.items():
             watcher.phase(f"tuning {strategy.name}: {tuning.knob} {value:g}")
-            scores[value] = season.trial(candidate, tuning.rounds)
+            scores[value] = season.trial(candidate, tuning)
         tried = found.tried[strategy.name] = Tried(tuning.knob, scores, season.higher_is_better)
         if tried.best is not None:
             found.strategies[place] = candidates[tried.best]
@@ -212,6 +217,7 @@ class _Season:
     question: Question
     seed: int
     executor: Remembering
+    has_test_rows: bool
     higher_is_better: bool = True
 
     @classmethod
@@ -226,7 +232,8 @@ class _Season:
             inner: Executor = stack.enter_context(serving(configs[0]))
             executor = Remembering(inner, memo, scope_of(configs[0]), tuple(sorted(needs)))
             executor.remembers = not configs[0].silo.lora.private
-            yield cls(question, seed, executor)
+            tested = any(silo.test for silo in load_silos(configs[0].silo.data).values())
+            yield cls(question, seed, executor, tested)
 
     def run(self, strategy: Strategy, *, with_baselines: bool) -> Entry:
         """The strategy's run, taken from its folder where that is whole."""
@@ -234,16 +241,22 @@ class _Season:
         flat = strategy.flat(self.question.simulation, self.seed, self.question.sets)
         flat |= {"run.output": str(folder)} | (self._baselines() if with_baselines else {})
         config = read_config(flat)
-        known = _known(folder, config, self.executor.scope)
+        known = _known(folder, config, self.executor.scope, self.question.rows)
         if known is not None:
             return known
         shutil.rmtree(folder, ignore_errors=True)  # of another knob, or not whole: all of it is in the memo
         self.executor.digests.clear()
-        result = conduct(config, grid_over(self.executor))
+        # Of one round there is nothing to choose from, so that validation rows have no part in it, unless the
+        # strategy wants its gate to judge the result by them.
+        chosen = (config.run.rounds > 1 and config.run.keep == "best") or config.strategy.gate != "off()"
+        splits = SPLITS if chosen or not self.has_test_rows else ("test",)
+        scoring = Scoring(splits, self.question.rows)
+        result = conduct(config, grid_over(self.executor), scoring=scoring)
         entry = Entry(result, dict(self.executor.digests), self.executor.scope, self.executor.labels)
         about = {
             "digest": config.digest,
             "scope": entry.scope,
+            "rows": self.question.rows,
             "digests": entry.digests,
             "labels": list(entry.labels),
         }
@@ -253,12 +266,12 @@ class _Season:
             storage.write_json(folder / "study.json", about)
         return entry
 
-    def trial(self, strategy: Strategy, rounds: int) -> float | None:
-        """The strategy's mean score on validation rows after so many rounds; None where it has none.
+    def trial(self, strategy: Strategy, tuning: Tuning) -> float | None:
+        """The strategy's mean score on validation rows; None where it is no number.
 
         Args:
             strategy: with the knob at the value that is tried.
-            rounds: 0 for those of the simulation.
+            tuning: says after how many rounds, and on how many rows.
 
         Raises:
             ConfigError: no silo has validation rows.
@@ -266,13 +279,14 @@ class _Season:
         folder = self.question.place / "trial"
         flat = strategy.flat(self.question.simulation, self.seed, self.question.sets)
         flat |= {"run.output": str(folder), "run.keep": "last", "run.record": False}
-        flat |= {"run.rounds": rounds} if rounds else {}
+        flat |= {"run.rounds": tuning.rounds} if tuning.rounds else {}
         config = read_config(flat)
-        key = f"trial {self.executor.scope} {config.digest}"
+        key = f"trial {self.executor.scope} {config.digest} {tuning.rows}"
         known = self.executor.memo.scores(key)
         if known is None:
             shutil.rmtree(folder, ignore_errors=True)
-            known = _trial_of(conduct(config, grid_over(self.executor), splits=("validation",)))
+            scoring = Scoring(("validation",), tuning.rows)
+            known = _trial_of(conduct(config, grid_over(self.executor), scoring=scoring))
             self.executor.memo.note_scores(key, known)
             shutil.rmtree(folder, ignore_errors=True)
         self.higher_is_better = bool(known["higher_is_better"])
@@ -296,12 +310,12 @@ def _trial_of(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"mean": merged["mean"], "higher_is_better": result["higher_is_better"]}
 
 
-def _known(folder: Path, config: Config, scope: str) -> Entry | None:
+def _known(folder: Path, config: Config, scope: str, rows: int) -> Entry | None:
     """What a whole run of this very configuration left, on this very data."""
     try:
         about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        same = about["digest"] == config.digest and about["scope"] == scope
+        same = (about["digest"], about["scope"], about["rows"]) == (config.digest, scope, rows)
         return Entry(result, about["digests"], scope, tuple(about["labels"])) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

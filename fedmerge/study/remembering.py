@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -66,6 +67,7 @@ class Remembering:
     digests: dict[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     _ready: list[Message] = field(default_factory=list)
+    _known: deque[tuple[ArrayRecord, str]] = field(default_factory=lambda: deque(maxlen=32))
     _asked: dict[str, tuple[Message, _Question]] = field(default_factory=dict)
 
     def submit(self, message: Message) -> None:
@@ -91,6 +93,14 @@ class Remembering:
             ready, self._ready = self._ready, []
             return ready
         return [self._noted(reply) for reply in self.executor.collect(timeout_seconds)]
+
+    def digest(self, record: ArrayRecord) -> str:
+        """`digest_of`, worked out once for the messages that carry the very same record to many silos."""
+        known = next((digest for same, digest in self._known if same is record), None)
+        if known is None:
+            known = digest_of(record)
+            self._known.append((record, known))
+        return known
 
     def close(self) -> None:
         """Leave the executor to who opened it."""
@@ -136,7 +146,7 @@ class _Training(_Question):
         if order.round == 1 and not order.stream:
             order = replace(order, statistics=tuple(sorted({*asked, *study.needs})))
         broadcast = read_candidates(message.content)[RECEIVED]
-        key = _hash([study.scope, "train", digest_of(broadcast), *order.to_config().items()])
+        key = _hash([study.scope, "train", study.digest(broadcast), *order.to_config().items()])
         return cls(message.content, order, asked, key, study.memo)
 
     def known(self) -> RecordDict | None:
@@ -174,7 +184,7 @@ class _Scoring(_Question):
     def of(cls, message: Message, study: Remembering) -> _Scoring:
         order = replace(read_instruction(message.content), outcomes=study.outcomes)
         candidates = read_candidates(message.content)
-        digests = {name: digest_of(record) for name, record in candidates.items()}
+        digests = {name: study.digest(record) for name, record in candidates.items()}
         study.labels = order.labels
         if not order.head:
             first = str(message.content[CONFIG].get(FIRST, RECEIVED))

@@ -74,6 +74,7 @@ def standings(found: Comparison, command: str) -> dict[str, Any]:
         "metric": first["metric"],
         "higher_is_better": higher,
         "split": split,
+        "rows_of_each_silo": question.rows or None,
         "seeds": list(question.seeds),
         "silos": silos,
         "reference": REFERENCE,
@@ -171,7 +172,9 @@ class _Table:
             digest = entry.digests.get(scored.candidates[seed], entry.digests.get("base", ""))
             labels = tuple(entry.labels)
             for silo in self.silo_names:
-                key = scores_key(entry.scope, silo, labels, digest, "test", scored.head)
+                key = scores_key(
+                    entry.scope, silo, labels, digest, "test", scored.head, self.found.question.rows
+                )
                 noted = self.found.memo.scores(key) or {}
                 if "outcomes" in noted:
                     rows.setdefault(silo, []).append(SiloRows(noted["outcomes"], noted["sizes"]))
@@ -227,8 +230,9 @@ def _tuning_notes(found: Comparison, rounds: int) -> list[str]:
     assert tuning is not None
     seed, values = found.question.seeds[0], ", ".join(f"{value:g}" for value in tuning.values)
     how = "" if tuning.rounds in (0, rounds) else f" after round {tuning.rounds}"
+    rows = f"{tuning.rows} validation rows of each silo" if tuning.rows else "validation rows"
     notes = [
-        f"tuned: {tuning.knob} of each rule by the mean over silos on validation rows{how} at seed {seed}, "
+        f"tuned: {tuning.knob} of each rule by the mean over silos on {rows}{how} at seed {seed}, "
         f"{len(tuning.values)} values each: {values}"
     ]
     fixed = [name for name, tried in found.tried.items() if not tried.scores]

@@ -20,19 +20,23 @@ class Tuning:
         values: that are tried.
         rounds: of a trial; 0 takes those of the simulation. With 1, a knob is chosen by the first merge,
             which costs no training, and is kept in all rounds.
+        rows: validation rows of each silo that a trial is scored on; 0 takes all.
     """
 
     knob: str
     values: tuple[float, ...]
     rounds: int = 0
+    rows: int = 0
 
     def __post_init__(self) -> None:
-        """Check the rounds."""
+        """Check the counts."""
         if self.rounds < 0:
             raise ConfigError(f"--tune-rounds {self.rounds}: expected 0 (those of the simulation) or more")
+        if self.rows < 0:
+            raise ConfigError(f"--tune-rows {self.rows}: expected 0 (all) or more")
 
     @classmethod
-    def parse(cls, text: str, rounds: int = 0) -> Tuning:
+    def parse(cls, text: str, rounds: int = 0, rows: int = 0) -> Tuning:
         """Read `knob` or `knob=value,value`.
 
         Raises:
@@ -42,7 +46,7 @@ class Tuning:
             >>> Tuning.parse("scale=0.5,1").values
             (0.5, 1.0)
         """
-        return cls(*parse_tune(text), rounds)
+        return cls(*parse_tune(text), rounds, rows)
 
     def candidates(self, strategy: Strategy, default: str) -> dict[float, Strategy]:
         """The strategy at each value; none where its rule has no such knob.
