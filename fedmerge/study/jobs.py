@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fedmerge.adapters import Adapter
 from fedmerge.adapters.checks import check_together
@@ -14,9 +15,12 @@ from fedmerge.adapters.identity import content_names
 from fedmerge.adapters.spaces import parse_space
 from fedmerge.config import Config
 from fedmerge.errors import AdapterMismatch
+from fedmerge.server.scores import Summary
 from fedmerge.study.candidates import DEFAULT_SPACE, Candidate
 from fedmerge.study.material import Material
 from fedmerge.study.recorded import RecordedRun, open_run
+from fedmerge.study.scoring import Scored
+from fedmerge.study.sweep import BASE, KEPT
 from fedmerge.wire.files import load_adapter
 
 FOLDER = "sweep"
@@ -34,6 +38,7 @@ class Job:
         material: what is merged.
         folder: that the sweep writes into.
         kept: the run's own result; None for adapters from disk.
+        tested: what the run measured of the base and of its result on all test rows.
         check_labels: refuses labels that do not fit the adapters.
     """
 
@@ -42,6 +47,7 @@ class Job:
     material: Material
     folder: Path
     kept: Adapter | None = None
+    tested: Mapping[str, Scored] = field(default_factory=dict)
     check_labels: Callable[[Sequence[str]], None] = lambda _: None
 
     @property
@@ -85,7 +91,18 @@ def job_of_run(path: Path, round: int | None = None) -> Job:
         material=material,
         folder=run.path / FOLDER,
         kept=load_adapter(run.path / "adapter", fetch=False),
+        tested=_tested(run.result),
     )
+
+
+def _tested(result: Mapping[str, Any]) -> dict[str, Scored]:
+    """Scores on test rows that stand in a run's result."""
+    rows = {BASE: result["candidates"].get(BASE), KEPT: result["candidates"].get(result["kept"])}
+    return {
+        name: Scored(Summary(result["metric"], row["test"], row["mean"], row["pooled"], row["worst"]))
+        for name, row in rows.items()
+        if row and row.get("test")
+    }
 
 
 def job_of_adapters(

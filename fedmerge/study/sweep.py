@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
 from fedmerge.adapters import Adapter
 from fedmerge.errors import ConfigError, FedMergeError
 from fedmerge.study.candidates import Candidate
@@ -104,6 +106,7 @@ class Sweep:
         winner: where the best adapter is written.
         settings: reference and time limit.
         standing: adapters that are no candidates, to be compared with: "base", "kept".
+        tested: scores of these on test rows, as far as they are known.
         watcher: is told of each line.
     """
 
@@ -114,6 +117,7 @@ class Sweep:
     settings: SweepSettings
     standing: Mapping[str, Adapter]
     watcher: Watcher
+    tested: Mapping[str, Scored] = field(default_factory=dict)
     _lines: dict[Candidate, Line] = field(default_factory=dict)
     _sent: set[Candidate] = field(default_factory=set)
     _computed: int = 0
@@ -221,5 +225,17 @@ class Sweep:
             and self._lines[self.settings.reference].mean is not None
         ):
             chosen[str(self.settings.reference)] = self.material.merged(self.settings.reference)
-        found = self.scorer.now({**self.standing, **chosen}, "test")
+        open_still = {**self.standing, **chosen}
+        found: dict[str, Scored] = {}
+        for name, scored in self.tested.items():  # the run's own result may be the reference, or win
+            twins = [other for other in open_still if _same(open_still[other], self.standing[name])]
+            found |= dict.fromkeys(twins, scored)
+        missing = {name: adapter for name, adapter in open_still.items() if name not in found}
+        found |= self.scorer.now(missing, "test") if missing else {}
         return {name: scored for name, scored in found.items() if scored.summary is not None}
+
+
+def _same(one: Adapter, other: Adapter) -> bool:
+    return one.tensors.keys() == other.tensors.keys() and all(
+        torch.equal(value, other.tensors[name]) for name, value in one.tensors.items()
+    )

@@ -103,9 +103,9 @@ def sweep(job: Job, asked: Asked, watcher: Watcher) -> dict[str, Any]:
         standing = {BASE: bench.initial} | ({} if job.kept is None else {KEPT: job.kept})
         scorer = BenchScorer(bench, asked.rows)
         try:
-            found = Sweep(job.material, scorer, board, _winner(job, bench), settings, standing, watcher).run(
-                source
-            )
+            winner = _winner(job, bench)
+            swept = Sweep(job.material, scorer, board, winner, settings, standing, watcher, job.tested)
+            found = swept.run(source)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{len(board.lines)} candidates are in {board.path}; the same command goes on there"
