@@ -156,8 +156,8 @@ def _table(found: Mapping[str, Any], *, wide: bool) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    table.add_column("", overflow="fold", max_width=28)
-    columns = [METRIC_NAMES.get(found["metric"], found["metric"]), "sd", "worst silo"]
+    table.add_column("", no_wrap=True)  # what a row is called is the last thing to be cut
+    columns = [METRIC_NAMES.get(found["metric"], found["metric"]), "sd", "worst"]
     columns += [str(found["tuned"])] * bool(found["tuned"])
     columns += [f"vs {found['reference']}", "95 % interval", ""]
     columns += ["sent", "trained s", "merged s"] * wide

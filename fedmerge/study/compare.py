@@ -172,7 +172,7 @@ def _fitting(question: Question) -> tuple[list[Strategy], dict[str, str]]:
         except ConfigError as problem:
             if strategy.name not in optional:
                 raise
-            skipped[strategy.name] = str(problem)
+            skipped[strategy.name] = str(problem).partition(". ")[0]
             continue
         same = next((other.name for other in fitting if other.keys == strategy.keys), "")
         if same and strategy.name in optional:
