@@ -51,6 +51,7 @@ def compare(  # noqa: PLR0917 (arguments and options of a command)
     tune_rows: Annotated[
         int, typer.Option(help="Validation rows of each silo that a trial is scored on; 0: all.")
     ] = 0,
+    reference: Annotated[str, typer.Option(help="The strategy that all are compared with.")] = "fedavg",
     rows: Annotated[
         int, typer.Option(help="Test rows of each silo that are scored, spread over them; 0: all.")
     ] = 0,
@@ -69,7 +70,8 @@ def compare(  # noqa: PLR0917 (arguments and options of a command)
 
     tuning = Tuning.parse(tune, tune_rounds, tune_rows) if tune else None
     question = _question(simulation, strategies, _seeds(seeds), tuning, sets)
-    question = replace(question, space=_space(space), rows=rows, folder=Path(output) if output else None)
+    question = replace(question, space=_space(space), reference=reference, rows=rows)
+    question = replace(question, folder=Path(output) if output else None)
     found = _answer(question) | {"simulation": simulation}
     path = question.place / "compare.json"
     from fedmerge.server import storage

@@ -30,7 +30,7 @@ from fedmerge.silo.data import load_silos
 from fedmerge.study.bench import scope_of
 from fedmerge.study.memo import Memo
 from fedmerge.study.remembering import Remembering
-from fedmerge.study.strategies import Strategy, check, read_strategies
+from fedmerge.study.strategies import REFERENCE, Strategy, check, read_strategies
 from fedmerge.study.tuning import Tried, Tuning
 
 
@@ -44,6 +44,7 @@ class Question:
         seeds: each at least 0, no one twice.
         tuning: a knob that is tuned on validation rows before anything is scored on test rows; None for none.
         sets: keys that are set for every strategy alike.
+        reference: name of the strategy that all are compared with.
         rows: test rows of each silo that are scored, spread evenly over them; 0 is all.
         space: where every strategy compares deltas, but for those that can't work there; "" leaves each its
             own.
@@ -56,6 +57,7 @@ class Question:
     tuning: Tuning | None = None
     sets: Mapping[str, Scalar] = field(default_factory=dict)
     space: str = ""
+    reference: str = REFERENCE
     rows: int = 0
     folder: Path | None = None
 
@@ -99,7 +101,7 @@ class Comparison:
 
     Args:
         question: what was asked.
-        strategies: the rows, FedAvg first, with the tuned knob in their rules.
+        strategies: the rows, the reference first, with the tuned knob in their rules.
         skipped: packaged strategies that "all" stood for and that don't fit, with the reason.
         entries: by strategy's name, by seed.
         tried: what tuning tried, by strategy's name.
@@ -160,7 +162,7 @@ def compared(question: Question, observer: Observer | None = None) -> Iterator[C
 
 def _fitting(question: Question) -> tuple[list[Strategy], dict[str, str]]:
     """The strategies, and those of "all" that don't fit, with the reason."""
-    strategies, optional = read_strategies(question.strategies, question.simulation)
+    strategies, optional = read_strategies(question.strategies, question.simulation, question.reference)
     silos = len(load_silos(read_config({**question.simulation, **question.sets}).silo.data))
     fitting: list[Strategy] = []
     skipped: dict[str, str] = {}

@@ -15,7 +15,6 @@ from fedmerge.engine.local import cores
 from fedmerge.study.compare import Comparison, Entry
 from fedmerge.study.paired import Rows, SiloRows, difference, standard_error
 from fedmerge.study.remembering import scores_key
-from fedmerge.study.strategies import REFERENCE
 
 BASELINES = {
     "base": "base",
@@ -57,7 +56,7 @@ def standings(found: Comparison, command: str) -> dict[str, Any]:
         command: that repeats it.
     """
     question = found.question
-    first = found.entries[REFERENCE][question.seeds[0]].result
+    first = found.entries[question.reference][question.seeds[0]].result
     higher, silos = bool(first["higher_is_better"]), list(first["silos"])
     kept = first["candidates"][first["kept"]]
     split = "test" if kept["test"] else "validation"
@@ -77,7 +76,7 @@ def standings(found: Comparison, command: str) -> dict[str, Any]:
         "rows_of_each_silo": question.rows or None,
         "seeds": list(question.seeds),
         "silos": silos,
-        "reference": REFERENCE,
+        "reference": question.reference,
         "tuned": question.tuning.knob if question.tuning else None,
         "tried": {name: dict(tried.scores) for name, tried in found.tried.items()},
         "skipped": found.skipped,
@@ -104,7 +103,7 @@ class _Table:
 
     def baseline(self, kind: str, label: str) -> dict[str, Any] | None:
         """A trivial baseline's row; None where the simulation has none."""
-        entries = self.found.entries[REFERENCE]
+        entries = self.found.entries[self.found.question.reference]
         names = {seed: self._baseline_name(kind, entry) for seed, entry in entries.items()}
         present = {seed: name for seed, name in names.items() if name is not None}
         if len(present) < len(entries):
@@ -150,7 +149,7 @@ class _Table:
         }
 
     def _difference(self, scored: Scored, by_seed: Mapping[int, float]) -> dict[str, Any] | None:
-        reference = self.merged(REFERENCE)
+        reference = self.merged(self.found.question.reference)
         if scored.candidates == reference.candidates and scored.entries is reference.entries:
             return None
         ours, theirs = self._rows(scored), self._rows(reference)
@@ -202,11 +201,11 @@ def _cost(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _notes(found: Comparison, table: _Table, rows: Sequence[Mapping[str, Any]], rounds: int) -> list[str]:
     seeds, tuning = found.question.seeds, found.question.tuning
     compared = [row for row in rows if row["difference"] is not None]
-    known = table._rows(table.merged(REFERENCE)) is not None
+    known = table._rows(table.merged(found.question.reference)) is not None
     over = [f"{len(seeds)} seeds"] * (len(seeds) > 1) + ["test rows"] * known
+    paired = f"to {found.question.reference}, paired by seed{' and test row' * known}"
     notes = [
-        f"difference: to {REFERENCE}, paired by seed{' and test row' * known}, with its 95 % interval over "
-        f"{' and '.join(over)}; a tie where that holds 0"
+        f"difference: {paired}, with its 95 % interval over {' and '.join(over)}; a tie where that holds 0"
         if over
         else "one seed, and no scores row by row: nothing is known of chance, so all differences are ties"
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedmerge import config, project
 from fedmerge.config import Config, Flat, read_config
-from fedmerge.errors import ConfigError, FedMergeError, RoundFailed
+from fedmerge.errors import ConfigError, FedMergeError, RoundFailed, nearest
 from fedmerge.server.asking import quorum_of
 from fedmerge.server.plan import Plan
 from fedmerge.study.knobs import with_knob
@@ -53,19 +53,23 @@ class Strategy:
         return None if rule is None else Strategy(self.name, {**self.keys, "strategy.rule": rule})
 
 
-def read_strategies(given: Sequence[str], simulation: Flat) -> tuple[list[Strategy], dict[str, Path]]:
-    """The strategies by file or packaged name, with FedAvg among them.
+def read_strategies(
+    given: Sequence[str], simulation: Flat, reference: str = REFERENCE
+) -> tuple[list[Strategy], dict[str, Path]]:
+    """The strategies by file or packaged name, with the one that all are compared with among them.
 
     Args:
         given: paths or names; "all" stands for every packaged one.
-        simulation: FedAvg is taken in its space where no strategy of that rule is given.
+        simulation: FedAvg is taken in its space where no strategy of that name is given.
+        reference: name of the strategy that all are compared with.
 
     Returns:
-        The strategies, FedAvg first, and the packaged files that "all" brought in: of these, what does not
-        fit is left out.
+        The strategies, the reference first, and the packaged files that "all" brought in: of these, what
+        does not fit is left out.
 
     Raises:
-        ConfigError: a file that sets more than [strategy], no such file, or two of one name.
+        ConfigError: a file that sets more than [strategy], no such file, two of one name, or a reference that
+            is none of them.
     """
     packaged = project.recipes("strategies")
     optional = packaged if ALL in given else {}
@@ -76,10 +80,14 @@ def read_strategies(given: Sequence[str], simulation: Flat) -> tuple[list[Strate
         raise ConfigError(f"two strategies are called {twice[0]!r}: a table has one row for each name")
     paths = {**{name: path for name, path in optional.items() if name not in named}, **named}
     found = {name: Strategy(name, config.strategy_keys(path)) for name, path in paths.items()}
-    reference = found.pop(REFERENCE, None) or Strategy(
-        REFERENCE, {"strategy.rule": "fedavg()", "strategy.space": simulation["strategy.space"]}
-    )
-    return [reference, *found.values()], {name: optional[name] for name in optional if name not in named}
+    if reference == REFERENCE and reference not in found:
+        keys = {"strategy.rule": "fedavg()", "strategy.space": simulation["strategy.space"]}
+        found[reference] = Strategy(reference, keys)
+    if reference not in found:
+        raise ConfigError(f"--reference {reference!r} is none of the strategies; {nearest(reference, found)}")
+    return [found.pop(reference), *found.values()], {
+        name: optional[name] for name in optional if name not in named
+    }
 
 
 def check(strategy: Strategy, flat: Flat, silos: int) -> Config:

@@ -48,6 +48,7 @@ def test_a_table_and_a_file(fedmerge, simulation, tmp_path):
         (["ties", "--tune", "scale", "--tune-rounds", "-1"], "--tune-rounds -1"),
         (["ties", "--rows", "-3"], "--rows -3"),
         (["ties", "--space", "prodct()"], "did you mean 'product'"),
+        (["ties", "--reference", "tise"], "did you mean 'ties'"),
         (["nosuch"], "no packaged recipe of that name"),
         (["ties", "--set", "train.stepz=3"], "did you mean 'train.steps'"),
     ],
