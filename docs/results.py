@@ -76,17 +76,29 @@ STUDIES = (
         base=MINILM,
     ),
     Study(
+        "clinc-rounds", "clinc-domains", "CLINC150 by domain, ten rounds",
+        strategies=("task_arithmetic",),
+        options=(
+            "--reference", "task_arithmetic", "--rows", "50",
+            "--set", "run.rounds=10", "--set", "train.epochs=1",
+            "--set", "run.baselines=pooled", "--set", "strategy.rule=task_arithmetic(scale=0.2)",
+            "--set", "strategy.space=product(rank=16)",
+            "--set", "strategy.server-optimizer=momentum(rate=1.0, beta=0.3)",
+        ),
+        base=MINILM, header=False,
+    ),
+    Study(
         "hwu64-scenarios", "hwu64-scenarios", "HWU64 by scenario, one round",
-        options=("--tune", "scale=0.3,1,3", "--space", "product(rank=32)"),
+        options=("--tune", "scale=0.1,0.3,1,3", "--space", "product(rank=32)"),
         base=MINILM,
     ),
     Study(
         "builtin", "builtin", "Python's own text, one round",
-        options=("--tune", "scale=0.3,1,3", "--tune-rows", "8", "--rows", "24", "--space", "product()"),
+        options=("--tune", "scale=0.1,0.3,1,3", "--tune-rows", "8", "--rows", "24", "--space", "product()"),
     ),
     Study(
         "shakespeare-roles", "shakespeare-roles", "Ten of Shakespeare's roles, one round",
-        options=("--tune", "scale=0.3,1,3", "--tune-rows", "8", "--rows", "16", "--space", "product()"),
+        options=("--tune", "scale=0.1,0.3,1,3", "--tune-rows", "8", "--rows", "16", "--space", "product()"),
     ),
 )  # fmt: skip
 
