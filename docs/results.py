@@ -85,12 +85,7 @@ STUDIES = (
             "--set", "strategy.space=product(rank=16)",
             "--set", "strategy.server-optimizer=momentum(rate=1.0, beta=0.3)",
         ),
-        base=MINILM, header=False,
-    ),
-    Study(
-        "hwu64-scenarios", "hwu64-scenarios", "HWU64 by scenario, one round",
-        options=("--tune", "scale=0.1,0.3,1,3", "--space", "product(rank=32)"),
-        base=MINILM,
+        seeds="0,1", base=MINILM, header=False,
     ),
     Study(
         "builtin", "builtin", "Python's own text, one round",
