@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedmerge.study.compare import Question
     from fedmerge.study.tuning import Tuning
 
+_SHORT = 9  # characters of a name that a column's head has room for
 _VERDICTS = {"better": "+", "worse": "-", "tie": "tie"}
 
 
@@ -161,7 +162,8 @@ def _table(found: Mapping[str, Any], *, wide: bool) -> Table:
     table.add_column("", no_wrap=True)  # what a row is called is the last thing to be cut
     columns = [METRIC_NAMES.get(found["metric"], found["metric"]), "sd", "worst"]
     columns += [str(found["tuned"])] * bool(found["tuned"])
-    columns += [f"vs {found['reference']}", "95 % interval", ""]
+    reference = found["reference"] if len(found["reference"]) <= _SHORT else "reference"
+    columns += [f"vs {reference}", "95 % interval", ""]
     columns += ["sent", "trained s", "merged s"] * wide
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
