@@ -125,10 +125,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         "# Results",
         "",
         "Written by `make results` and by nothing else. Each table is one `fedmerge compare`: the same",
-        "silos, data, batches and seeds under every rule, the scale of each rule tuned with equal budget on",
-        "validation rows before anything was scored on test rows. **sd** is over seeds. The interval is of",
-        "the difference to FedAvg, paired by seed and test row; where it holds 0 the two are a tie. What to",
-        "make of it stands in [choosing.md](choosing.md).",
+        "silos, data, batches and seeds under every rule. Where a table has a column `scale`, that of each",
+        "rule was tuned with equal budget on validation rows before anything was scored on test rows. **sd**",
+        "is over seeds. The interval is of the difference to the reference, paired by seed and test row;",
+        "where it holds 0 the two are a tie. What to make of it stands in [choosing.md](choosing.md).",
     ]
     for study in STUDIES:
         parts += ["", *section(study, found[study.name])]
@@ -146,7 +146,7 @@ def section(study: Study, result: dict[str, Any]) -> list[str]:
         "sd",
         "worst silo",
         *([result["tuned"]] * tuned),
-        "vs FedAvg",
+        f"vs {result['reference']}",
         "95 % interval",
         "",
         "MB",
@@ -203,6 +203,7 @@ def header(study: Study, result: dict[str, Any]) -> list[str]:
     shown |= {strategies[-1]["name"]: strategies[-1]}
     rows = [row for row in strategies if row["name"] in shown]
     rows += [row for row in result["rows"] if row["kind"] == "baseline"]
+    reference = next(row for row in strategies if row["name"] == result["reference"])
     words = "higher" if result["higher_is_better"] else "lower"
     scored = f"{result['rows_of_each_silo'] or 'all'} test rows of each silo"
     command = shlex.join(study.command)
@@ -210,7 +211,10 @@ def header(study: Study, result: dict[str, Any]) -> list[str]:
         OPENING,
         f"#   {command}",
         f"# {result['metric'].replace('_', ' ')}, {words} is better, mean over {len(result['silos'])} silos",
-        f"# ({scored}), seeds {study.seeds}; {len(strategies)} rules at tuned scale; {result['machine']}.",
+        f"# ({scored}), seeds {study.seeds}; {len(strategies)} rules at tuned scale. Machine:",
+        f"# {result['machine']}.",
+        f"# One run of {result['reference']}: {reference['seconds']:.0f} s of training, all silos together,"
+        f" and {reference['merge_seconds']:.2f} s of merging.",
         *(_header_row(row) for row in rows),
     ]
 

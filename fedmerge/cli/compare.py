@@ -13,7 +13,7 @@ import typer
 
 from fedmerge.cli.manner import Outcome, console, size
 from fedmerge.cli.options import NO_SETS, Sets
-from fedmerge.cli.table import METRIC_NAMES, metric_words, number
+from fedmerge.cli.table import metric_words, number
 from fedmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _table(found: Mapping[str, Any], *, wide: bool) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)  # what a row is called is the last thing to be cut
-    columns = [METRIC_NAMES.get(found["metric"], found["metric"]), "sd", "worst"]
+    columns = ["mean", "sd", "worst"]
     columns += [str(found["tuned"])] * bool(found["tuned"])
     reference = found["reference"] if len(found["reference"]) <= _SHORT else "reference"
     columns += [f"vs {reference}", "95 % interval", ""]
@@ -192,5 +192,5 @@ def _difference(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["", "", ""]
     known = found["low"] is not None and found["low"] == found["low"]
-    interval = f"{found['low']:+.3f} to {found['high']:+.3f}" if known else "unknown"
+    interval = f"{found['low']:+.3f}, {found['high']:+.3f}" if known else "unknown"
     return [f"{found['mean']:+.3f}", interval, _VERDICTS[found["verdict"]]]
