@@ -241,7 +241,7 @@ def _needs(config: Config, traffic: Traffic, sampled: int, base: Path) -> Needs:
     device = pick_device(config.silo.train.device)
     at_once = workers(config, sampled, device.type)
     on_gpu = device.type == "cuda"
-    memory = memory_estimate(shape, config, traffic.parameters, at_once)
+    memory = memory_estimate(shape, config, traffic.parameters + traffic.private_parameters, at_once)
     if config.strategy.shadow_scoring == "server" and config.strategy.shadows:
         memory += int(shape.parameters * shape.bytes_each)  # the server has a base of its own
     return Needs(
