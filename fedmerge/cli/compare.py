@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from fedmerge.study.compare import Question
+    from fedmerge.study.season import Question
     from fedmerge.study.tuning import Tuning
 
 _SHORT = 9  # characters of a name that a column's head has room for
@@ -90,7 +90,7 @@ def _question(
     sets: Sequence[str],
 ) -> Question:
     from fedmerge import config, project
-    from fedmerge.study.compare import Question
+    from fedmerge.study.season import Question
 
     given = dict(config.parse_set(text) for text in sets)
     return Question(

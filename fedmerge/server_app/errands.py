@@ -92,7 +92,7 @@ class Errands:
         }
 
     def _content(self, silo: str, reply: Message) -> RecordDict | None:
-        problem = _problem(reply, reveal=self.roster.shared)
+        problem = problem_of(reply, reveal=self.roster.shared)
         if problem:
             logger.warning("silo %r: %s", silo, problem)
             return None
@@ -100,7 +100,7 @@ class Errands:
         return reply.content
 
 
-def _problem(reply: Message, *, reveal: bool) -> str:
+def problem_of(reply: Message, *, reveal: bool) -> str:
     """Why a reply can't be used, or ""."""
     if reply.has_error():
         return error_of(reply, reveal=reveal)

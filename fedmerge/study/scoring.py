@@ -14,13 +14,12 @@ from fedmerge.adapters import Adapter
 from fedmerge.adapters.identity import content_names
 from fedmerge.engine.identity import stamp
 from fedmerge.engine.local import NODE
-from fedmerge.errors import WireError
-from fedmerge.server.reading import error_of
 from fedmerge.server.scores import Summary
+from fedmerge.server_app.errands import problem_of
 from fedmerge.server_app.scoring import Ballot, Scores
 from fedmerge.study.bench import Bench
 from fedmerge.study.material import at_scaling
-from fedmerge.wire.protocol import Instruction, read_sender
+from fedmerge.wire.protocol import Instruction
 
 _PULL_SECONDS = 0.25
 
@@ -150,7 +149,7 @@ class BenchScorer:
             silo = self._waiting.pop(reply.metadata.reply_to_message_id, None)
             if silo is None:
                 continue
-            if problem := _problem(reply):
+            if problem := problem_of(reply, reveal=True):
                 self._errors[silo] = problem
                 continue
             self._metrics[silo] = self._ballot.read(reply.content)
@@ -170,17 +169,6 @@ def twins(adapters: Mapping[str, Adapter]) -> dict[str, str]:
     for name, content in contents.items():
         first.setdefault(content, name)
     return {name: first[content] for name, content in contents.items()}
-
-
-def _problem(reply: Message) -> str:
-    """Why a reply has no scores, or ""."""
-    if reply.has_error():
-        return error_of(reply, reveal=True)
-    try:
-        sender = read_sender(reply.content)
-    except WireError as error:
-        return str(error)
-    return f"{sender.failure}: {sender.sentence}".rstrip(": ") if sender.failure else ""
 
 
 def _may_pass(error: str) -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 
 from fedmerge.config import read_config
 from fedmerge.engine.local import cores
-from fedmerge.study.compare import Comparison, Entry
+from fedmerge.study.compare import Comparison
 from fedmerge.study.paired import Rows, SiloRows, difference, standard_error
 from fedmerge.study.remembering import scores_key
+from fedmerge.study.season import Entry
 
 BASELINES = {
     "base": "base",

@@ -6,7 +6,8 @@ import pytest
 from fedmerge.config import read_config
 from fedmerge.engine.local import run_local
 from fedmerge.errors import ConfigError, RuleError
-from fedmerge.study.compare import Question, compared
+from fedmerge.study.compare import compared
+from fedmerge.study.season import Question
 from fedmerge.study.standings import standings
 from fedmerge.study.tuning import Tuning
 
