@@ -95,6 +95,24 @@ STUDIES = (
         "shakespeare-roles", "shakespeare-roles", "Ten of Shakespeare's roles, one round",
         options=("--tune", "scale=0.1,0.3,1,3", "--tune-rows", "8", "--rows", "16", "--space", "product()"),
     ),
+    Study(
+        "hwu64-scenarios", "hwu64-scenarios", "HWU64 by scenario, eighteen uneven silos, one round",
+        strategies=(
+            "fedavg", "task_arithmetic", "ties", "dare_ties", "breadcrumbs_ties", "median",
+            "geometric_median", "iso_c", "iso_cts", "knots", "tsv_merge",
+        ),
+        options=("--tune", "scale=0.1,0.3,1,3", "--space", "product(rank=32)"),
+        base=MINILM,
+    ),
+    Study(
+        "clinc-dirichlet", "clinc-dirichlet", "CLINC150 by Dirichlet(0.1), a trained head, four rounds",
+        strategies=("fedavg", "task_arithmetic", "ties", "dare_ties"),
+        options=(
+            "--tune", "scale=0.1,0.3,1,3", "--tune-rounds", "1", "--tune-rows", "40", "--rows", "150",
+            "--space", "factors()",
+        ),
+        base=MINILM,
+    ),
 )  # fmt: skip
 
 
