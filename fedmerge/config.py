@@ -35,6 +35,7 @@ from fedmerge.wire.encodings import ENCODINGS
 Scalar = str | int | float | bool
 Flat = dict[str, Scalar]
 
+RESUMES = ("never", "auto")
 KEEP = ("best", "last")
 BASELINES = ("alone", "pooled", "centroids")
 FOLLOW_RUN = -1  # data.seed: as run.seed
@@ -52,6 +53,7 @@ class RunSettings:
     keep: str
     baselines: tuple[str, ...]
     trackers: tuple[str, ...]
+    resume: str = RESUMES[0]
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -60,6 +62,8 @@ class RunSettings:
             raise ConfigError(f"run.seed = {self.seed}: expected 0 to 2^63 - 1")
         if self.keep not in KEEP:
             raise ConfigError(f"run.keep = {self.keep!r}: {nearest(self.keep, KEEP)}")
+        if self.resume not in RESUMES:
+            raise ConfigError(f"run.resume = {self.resume!r}: {nearest(self.resume, RESUMES)}")
         for baseline in self.baselines:
             if baseline not in BASELINES:
                 raise ConfigError(f"run.baselines: {baseline!r} is unknown; {nearest(baseline, BASELINES)}")

@@ -10,6 +10,7 @@ import typer
 from fedmerge.cli import (
     add,
     compare,
+    deploy,
     doctor,
     evaluate,
     export,
@@ -71,3 +72,4 @@ _add("remove", "Study", remove.remove)
 _add("evaluate", "Adapters on disk", evaluate.evaluate)
 _add("merge", "Adapters on disk", merge.merge)
 _add("export", "Adapters on disk", export.export)
+app.add_typer(deploy.app, name="deploy", rich_help_panel="Deploy")

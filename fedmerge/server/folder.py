@@ -34,7 +34,7 @@ from fedmerge.server import storage
 from fedmerge.wire.filenames import file_name
 from fedmerge.wire.files import save_adapter
 
-NOT_IDENTITY = ("run.output", "run.name", "run.trackers", "engine.")
+NOT_IDENTITY = ("run.output", "run.name", "run.trackers", "run.resume", "engine.")
 """Keys that say where a run is written and shown and how fast it is computed, but not what it computes."""
 
 _OURS = (

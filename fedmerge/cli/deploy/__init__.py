@@ -1,0 +1,20 @@
+"""`fedmerge deploy ...`: what the operator of a federation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from fedmerge.cli.manner import Command
+
+app = typer.Typer(
+    help="A federation across institutions: write the parties' files, supervise it, probe it.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _add(name: str, command: Callable[..., Any]) -> None:
+    app.command(name, cls=Command)(command)

@@ -1,0 +1,1 @@
+"""Cross-silo deployments: the parties' files, supervision, and probing (floor 7)."""
