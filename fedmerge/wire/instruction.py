@@ -38,6 +38,12 @@ class Instruction:
         head: another head to score with, "centroid"; "" is the task's own.
         outcomes: whether scores come with what each row contributed to them; only simulations answer that.
         rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
+        asked: how many silos the round asks; 0 where the message does not say.
+        federation: whose server asks; it and what follows stand in signed messages alone.
+        nonce: of this message and no other; the reply repeats it.
+        issued: when the message was made, in seconds since 1970.
+        lifetime_seconds: how long after that a silo may begin to answer.
+        signature: of the server, over all of the message.
     """
 
     round: int = 0
@@ -55,6 +61,12 @@ class Instruction:
     head: str = ""
     outcomes: bool = False
     rows: int = 0
+    asked: int = 0
+    federation: str = ""
+    nonce: str = ""
+    issued: int = 0
+    lifetime_seconds: float = 0.0
+    signature: str = ""
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -71,7 +83,14 @@ class Instruction:
             record["head"], record["outcomes"] = self.head, self.outcomes
         if self.run:
             record["run"] = self.run
+        if self.asked:
+            record["asked"] = self.asked
         return record
+
+    def seal(self, record: ConfigRecord) -> None:
+        """Write what makes a message one of its own into its config record; the signature comes last."""
+        record["federation"], record["nonce"] = self.federation, self.nonce
+        record["issued"], record["lifetime-seconds"] = self.issued, float(self.lifetime_seconds)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Instruction:
@@ -97,6 +116,12 @@ class Instruction:
             run=read(config, "run", str, ""),
             head=read(config, "head", str, ""),
             outcomes=read(config, "outcomes", bool, False),
+            asked=read(config, "asked", int, 0),
+            federation=read(config, "federation", str, ""),
+            nonce=read(config, "nonce", str, ""),
+            issued=read(config, "issued", int, 0),
+            lifetime_seconds=read(config, "lifetime-seconds", float, 0.0),
+            signature=read(config, "signature", str, ""),
         )
 
 
