@@ -27,6 +27,7 @@ from fedmerge.server.reading import (
     finite_norm,
     metrics_of,
     numbers_of,
+    refusal_code,
     statistic_of,
     subtract,
 )
@@ -209,7 +210,7 @@ class Guard:
             raise Refused("reply/duplicate", "a second reply to the same message")
         self._settled.add(message)
         if reply.has_error():
-            raise Refused(f"flower/{reply.error.code}", error_of(reply, reveal=self.reveal))
+            raise Refused(refusal_code(reply), error_of(reply, reveal=self.reveal))
         return reply.content
 
     def _check_sender(self, sender: Sender, asked: str) -> None:
