@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmerge.adapters import Adapter, Lora
@@ -24,6 +24,7 @@ from fedmerge.silo.data import SiloData, load_own, load_silos
 from fedmerge.silo.order import Order
 from fedmerge.silo.private import PrivateStates
 from fedmerge.silo.worker import Worker
+from fedmerge.wire.lifetime import working_seconds
 from fedmerge.wire.protocol import (
     RECEIVED,
     Card,
@@ -56,7 +57,8 @@ def query(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Score the broadcast, train from it, and reply with the delta."""
-    return _answer(message, context, _train)
+    metadata = message.metadata
+    return _answer(message, context, lambda here, content: _train(here, content, metadata))
 
 
 @app.evaluate()
@@ -214,8 +216,9 @@ def _describe(here: Station, content: RecordDict) -> RecordDict:
     ).to_content()
 
 
-def _train(here: Station, content: RecordDict) -> RecordDict:
+def _train(here: Station, content: RecordDict, metadata: Metadata) -> RecordDict:
     order = here.order(read_instruction(content))
+    order = replace(order, deadline_seconds=working_seconds(order.deadline_seconds, metadata))
     trained = here.worker.train(here.adapter(read_candidates(content)[RECEIVED]), order)
     return reply_content(
         trained.delta.tensors,

@@ -13,6 +13,7 @@
     private/<silo>/      what silos keep to themselves, by round, and
     personal/<silo>/     each silo's own final adapter, where a simulation sets lora.private
     result.json          the scores
+    failed.json          why a run that failed did; adapter/ is then that of the last closed round
     tensorboard/, mlflow/  what the trackers of those names write; MLflow keeps the runs before, too
 
 Each state.json has the hashes of its round's files and of the state.json of the round before.
@@ -43,6 +44,7 @@ _OURS = (
     "metrics.jsonl",
     "events.jsonl",
     "result.json",
+    "failed.json",
     "rounds",
     "adapter",
     "tensorboard",  # not mlflow/: that is a database of runs, and this process may have it open
@@ -182,6 +184,7 @@ class RunFolder:
         """Write result.json and the event."""
         with storage.writing(self.path):
             storage.write_json(self.path / "result.json", result)
+            _remove(self.path / "failed.json")  # of a run that was taken up again
         self._event("finished", result=result)
 
     def _event(self, name: str, **values: Any) -> None:

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmerge.adapters import Adapter, Lora
 from fedmerge.errors import RoundFailed
 from fedmerge.rules import Rule
+from fedmerge.server.absence import Absences
 from fedmerge.server.asking import Asked, Asker
 from fedmerge.server.books import Books
 from fedmerge.server.counterfactuals import Counterfactuals, Scorer
@@ -21,12 +22,15 @@ from fedmerge.server.evaluating import evaluation, others
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.gathering import Opened, Terms, gather
 from fedmerge.server.guard import Admitted, Replies
+from fedmerge.server.membership import Membership
 from fedmerge.server.merging import Closed, Merger
 from fedmerge.server.observer import Observer, Silent
 from fedmerge.server.plan import Plan
 from fedmerge.server.report import RoundReport, average
+from fedmerge.server.returning import Returns
 from fedmerge.server.roster import Roster
 from fedmerge.server.scores import summarize
+from fedmerge.server.second_chance import SecondChance
 from fedmerge.server.settings import StrategySettings
 from fedmerge.server.standing import VALIDATION, Scored, Standing
 from fedmerge.server.weighting import weights_of
@@ -74,6 +78,7 @@ class MergeStrategy(Strategy):
         observer: who watches.
         folder: where each round is written.
         scorer: scores adapters on the server's rows, for ``shadow_scoring="server"``.
+        membership: what a node must bring along that comes later as a silo of the roster.
 
     What a rule needs besides deltas, as `fisher` does, the config of each train message asks for under
     "statistics"; `fedmerge.wire.protocol.reply_content` builds the reply with it.
@@ -119,6 +124,7 @@ class MergeStrategy(Strategy):
         observer: Observer | None = None,
         folder: RunFolder | None = None,
         scorer: Scorer | None = None,
+        membership: Membership | None = None,
     ) -> None:
         """Parse and check everything, before a round is spent."""
         self.settings = StrategySettings(
@@ -130,7 +136,9 @@ class MergeStrategy(Strategy):
         self.lora = lora
         needs = tuple(sorted(self.plan.needs))
         order = replace(instruction or Instruction(), seed=seed, fingerprint=fingerprint, statistics=needs)
-        self.asker = Asker(self.settings, order, roster, min_nodes)
+        returns = Returns(membership or Membership(fingerprint=fingerprint))
+        self.asker = Asker(self.settings, order, roster, min_nodes, returns)
+        self.absences = Absences()
         self.evaluate = roster is None if evaluate is None else evaluate
         self.terms = Terms(
             encoding, replies, fingerprint, self.plan.outliers, expects_gpu,
@@ -173,12 +181,14 @@ class MergeStrategy(Strategy):
         asked = self.asker.choose(grid, server_round)
         self.plan.check_names(None if self.asker.roster is None else asked.silos)
         self.plan.check_clients(len(asked.silos), asked.need)
-        messages = self.asker.train(asked, arrays, config, server_round)
+        messages = self.asker.train(asked.nodes, arrays, config, server_round)
         report = RoundReport(server_round, asked.silos)
         report.seconds["wait"] = time.monotonic() - began
         report.bytes_down = count_bytes(*(message.content for message in messages))
         sent = tuple((message.metadata, silo) for message, silo in zip(messages, asked.nodes, strict=True))
-        self._opened = Opened(asked, sent, report, time.monotonic())
+        end = time.monotonic() + self.settings.deadline_seconds
+        again = SecondChance(self.asker, grid, arrays, config, report, end)
+        self._opened = Opened(asked, sent, report, time.monotonic(), again, self.absences)
         self.observer.round_started(server_round, list(asked.silos))
         self.observer.phase("training")
         return messages

@@ -22,6 +22,7 @@ from fedmerge.server.strategy import MergeStrategy
 from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
+from fedmerge.server_app.failure import intact
 from fedmerge.server_app.finale import Finale
 from fedmerge.server_app.held import held
 from fedmerge.server_app.muster import Muster, expects_gpu, muster, rounds_of
@@ -137,10 +138,15 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, 
 
 def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     strategy = _strategy(run)
+    with intact(run.config, run.folder, run.silos, strategy):
+        return _rounds_and_scores(run, strategy, clock)
+
+
+def _rounds_and_scores(run: _Run, strategy: MergeStrategy, clock: Clock) -> dict[str, Any]:
     with clock.phase("rounds"):
         rounds, deadline = run.config.run.rounds, run.config.strategy.deadline_seconds
         strategy.start(run.grid, to_record(run.shared.tensors), rounds, timeout=deadline)
-    errands = Errands(run.grid, run.silos.roster)
+    errands = Errands(run.grid, strategy.asker.last_call(run.grid, strategy.absences.known))
     with clock.phase("scoring"):
         run.observer.phase("training the baselines and scoring" if run.baselines.names else "scoring")
         candidates, scores = _score(run, errands, strategy)
@@ -148,6 +154,7 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     personal = run.silos.roster.names if run.silos.roster.shared else ()
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
     result = ended.result(errands.traffic, clock.seconds) | written
+    result["unscored"] = sorted(set(run.silos.roster.names) - set(scores.metrics))
     run.observer.finished(result)
     return result
 
@@ -168,6 +175,7 @@ def _strategy(run: _Run) -> MergeStrategy:
         observer=run.observer,
         folder=run.folder,
         scorer=run.scorer,
+        membership=run.silos.membership,
     )
 
 
