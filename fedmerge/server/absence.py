@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from flwr.app import Message
@@ -22,21 +22,21 @@ class Absence:
 
     Args:
         round: the first that it missed.
-        time: when that was noticed, in UTC, "2026-01-31T08:15:00Z".
         rounds: how many it missed, of those that asked it, without an answer between.
         why: the last time.
+        time: when the first was noticed, in UTC, "2026-01-31T08:15:00Z".
     """
 
     round: int
-    time: str
     rounds: int
     why: str
+    time: str = ""
 
     def sentence(self, silo: str) -> str:
         """The absence in words.
 
         Example:
-            >>> Absence(3, "2026-01-31T08:15:00Z", 2, GONE).sentence("b")
+            >>> Absence(3, 2, GONE, "2026-01-31T08:15:00Z").sentence("b")
             'b (its node went away; since round 3, 2026-01-31T08:15:00Z, 2 rounds in a row)'
         """
         row = f", {self.rounds} rounds in a row" if self.rounds > 1 else ""
@@ -64,9 +64,15 @@ class Absences:
             self.known.pop(silo, None)
         for silo, why in sorted(missing.items()):
             before = self.known.get(silo)
-            first = Absence(round, _now(), 0, why) if before is None else before
-            self.known[silo] = Absence(first.round, first.time, first.rounds + 1, why)
+            first = Absence(round, 0, why, _now()) if before is None else before
+            self.known[silo] = replace(first, rounds=first.rounds + 1, why=why)
         return {silo: self.known[silo] for silo in sorted(missing)}
+
+    def recall(self, asked: Iterable[str], missing: Mapping[str, Absence]) -> None:
+        """Know what was noted of a round before the run was interrupted."""
+        self.known = {silo: each for silo, each in self.known.items() if silo not in set(asked)} | dict(
+            missing
+        )
 
 
 def absence_of(reply: Message) -> str:

@@ -58,6 +58,7 @@ class Asker:
         roster: the known silos, and where they are by now; None asks whatever nodes are connected.
         min_nodes: nodes to wait for where there is no roster.
         returns: finds silos that come back as other nodes.
+        first: the round that waits for every node, as nodes may only just be coming (back).
     """
 
     settings: StrategySettings
@@ -65,6 +66,7 @@ class Asker:
     roster: Roster | None = None
     min_nodes: int = 2
     returns: Returns = field(default_factory=Returns)
+    first: int = 1
 
     def choose(self, grid: Grid, round: int) -> Asked:
         """Draw the round's silos, and wait for the nodes that serve them.
@@ -189,7 +191,7 @@ class Asker:
         silos = sample(roster.names, settings.fraction, seed=self.instruction.seed, round=round)
         need = quorum_of(len(silos), settings.quorum)
         known = len(silos) if roster.shared else len(roster.assign(silos, tuple(roster.homes.values())))
-        wanted = max(need, known) if round == 1 else need
+        wanted = max(need, known) if round == self.first else need
         connected = self._find(grid, silos, wanted, settings.wait_seconds)
         roster = self.roster or roster  # where the silos are by now
         nodes = roster.assign(silos, connected)

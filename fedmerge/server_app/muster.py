@@ -54,8 +54,13 @@ class Muster:
     membership: Membership = field(default_factory=Membership)
 
 
-def muster(grid: Grid, config: Config) -> Muster:
+def muster(grid: Grid, config: Config, known: Collection[str] = ()) -> Muster:
     """Wait for nodes, ask who they are, and check that they belong together.
+
+    Args:
+        grid: reaches the nodes.
+        config: of the run.
+        known: silos that are waited for besides those of `data.silos`: they took part before.
 
     Raises:
         RoundFailed: no node came in time, none could answer, or too few silos are fit for the quorum; with
@@ -63,12 +68,13 @@ def muster(grid: Grid, config: Config) -> Muster:
         ConfigError: in a simulation, another base or other labels than agreed, or silos that contradict each
             other.
     """
-    answers = _answers(grid, config)
+    answers = _answers(grid, config, known)
     fingerprint = config.silo.base.fingerprint or check_fingerprint(config.silo.base)
     about = {str(node): _about(answer) for node, answer in answers.items()}
     if all(answer.shared for answer in answers.values()):
         return _simulation(answers, config, fingerprint, about)
-    return _deployment(answers, config, fingerprint, about)
+    named = _named(config) | frozenset(known)
+    return _deployment(answers, config, named, fingerprint, about)
 
 
 def _simulation(
@@ -89,11 +95,14 @@ def _simulation(
 
 
 def _deployment(
-    answers: Mapping[int, QueryReply], config: Config, fingerprint: str, about: dict[str, dict[str, object]]
+    answers: Mapping[int, QueryReply],
+    config: Config,
+    named: frozenset[str],
+    fingerprint: str,
+    about: dict[str, dict[str, object]],
 ) -> Muster:
     """Each silo is judged alone; those that are named and not fit stay in the roster, without a home."""
     data, settings = config.silo.data, rounds_of(config, shared=False)
-    named = _named(config)
     release = installed(["fedmerge"])["fedmerge"]
     membership = Membership(
         named, fingerprint, _given_labels(config), Plan.of(settings).needs, release,
@@ -172,9 +181,9 @@ def _check_statistics(answers: Mapping[int, QueryReply], config: Config, roster:
             )
 
 
-def _answers(grid: Grid, config: Config) -> dict[int, QueryReply]:
+def _answers(grid: Grid, config: Config, known: Collection[str]) -> dict[int, QueryReply]:
     """What the nodes say; in a deployment, of all silos that `data.silos` names, if they come in time."""
-    wanted = _named(config)
+    wanted = _named(config) | frozenset(known)
     patience = config.strategy.wait_seconds
     end = time.monotonic() + patience
     nodes = wait_for_nodes(grid, bool, wait_seconds=patience)
