@@ -114,7 +114,8 @@ class Asker:
         """The nodes of those of `silos` that are connected, as soon as one is; none after `wait_seconds`."""
         if self.roster is None or wait_seconds <= 0:
             return {}
-        return self.roster.assign(silos, self._find(grid, silos, 1, wait_seconds))
+        connected = self._find(grid, silos, 1, wait_seconds)
+        return self.roster.assign(silos, connected)  # as it is by now
 
     def evaluate(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, round: int) -> list[Message]:
         """An evaluate message for each connected node."""
