@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedmerge.config import read_config
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.link import bound_retries
 from fedmerge.server_app.trackers import tracked
 
 flower = logging.getLogger("flwr")  # what it says reaches `flwr run --stream`
@@ -23,6 +24,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
     config = read_config(context.run_config)
+    bound_retries(grid)
     with tracked(config) as observer:
         result = conduct(config, StreamingGrid(grid), observer)
     for line in summary(result):

@@ -29,7 +29,7 @@ def intact(config: Config, folder: RunFolder, silos: Muster, strategy: MergeStra
     """
     try:
         yield
-    except FedMergeError as failure:
+    except Exception as failure:
         try:
             _leave(config, folder, silos, strategy, failure)
         except FedMergeError as second:  # a full disk, say: it must not hide why the run failed
@@ -38,7 +38,7 @@ def intact(config: Config, folder: RunFolder, silos: Muster, strategy: MergeStra
 
 
 def _leave(
-    config: Config, folder: RunFolder, silos: Muster, strategy: MergeStrategy, failure: FedMergeError
+    config: Config, folder: RunFolder, silos: Muster, strategy: MergeStrategy, failure: Exception
 ) -> None:
     closed = [report.round for report in strategy.rounds if not report.failed]
     path, made = "", 0
@@ -51,7 +51,7 @@ def _leave(
         path = str(written)
     record = {
         "error": type(failure).__name__,
-        "sentence": str(failure),
+        "sentence": " ".join(str(failure).split()),
         "rounds_closed": closed[-1] if closed else 0,
         "adapter": path,
         "adapter_of_round": made,

@@ -1,4 +1,4 @@
-"""Faults 42 and 43: a node talks to its own server only, and the server takes no node that it doesn't know."""
+"""Faults 42 and 43: a node talks to its own server only, and the server to no node that it does not know."""
 
 from __future__ import annotations
 
