@@ -137,10 +137,22 @@ def _same_base(replies: Mapping[int, QueryReply]) -> str:
     return next(iter(bases))
 
 
-def ask(grid: Grid, nodes: Iterable[int], *, timeout_seconds: float) -> dict[int, QueryReply]:
+def ask(
+    grid: Grid,
+    nodes: Iterable[int],
+    *,
+    timeout_seconds: float,
+    enough: Callable[[Mapping[int, QueryReply]], bool] = lambda _: False,
+) -> dict[int, QueryReply]:
     """Ask each node who it is.
 
     Nodes that fail are logged and left out; a node's sentence, where it gives one, stands in the log.
+
+    Args:
+        grid: reaches the nodes.
+        nodes: to ask.
+        timeout_seconds: after which no more answers are waited for.
+        enough: whether these answers will do, so that nobody waits for the others.
 
     Returns:
         The answers by node id, sorted.
@@ -160,6 +172,8 @@ def ask(grid: Grid, nodes: Iterable[int], *, timeout_seconds: float) -> dict[int
         except WireError as problem:
             problems.append(str(problem))
             logger.warning("node %d is left out: %s", node, problem)
+        if enough(answers):
+            break
     if not answers:
         said = f"; the first said: {problems[0]}" if problems else f" within {timeout_seconds:g} seconds"
         raise RoundFailed(f"none of {len(messages)} nodes told which silos it has{said}")

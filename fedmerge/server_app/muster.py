@@ -189,7 +189,9 @@ def _answers(grid: Grid, config: Config, known: Collection[str]) -> dict[int, Qu
     nodes = wait_for_nodes(grid, bool, wait_seconds=patience)
     if not nodes:
         raise RoundFailed(f"no node connected within {patience:g} seconds (strategy.wait-seconds)")
-    answers = ask(grid, nodes, timeout_seconds=QUERY_SECONDS)
+    answers = ask(
+        grid, nodes, timeout_seconds=QUERY_SECONDS, enough=lambda so_far: _all_named(so_far, wanted)
+    )
     asked = set(nodes)
     while not _complete(answers, wanted) and (patience := end - time.monotonic()) > 0:
         nodes = wait_for_nodes(grid, lambda nodes: bool(set(nodes) - asked), wait_seconds=patience)  # noqa: B023
@@ -213,7 +215,12 @@ def _late(grid: Grid, nodes: set[int]) -> dict[int, QueryReply]:
         return {}
 
 
-def _complete(answers: dict[int, QueryReply], wanted: Collection[str]) -> bool:
+def _all_named(answers: Mapping[int, QueryReply], wanted: Collection[str]) -> bool:
+    """Whether all silos that are named have answered: a node that does not answer is nobody's then."""
+    return bool(wanted) and not any(each.shared for each in answers.values()) and _complete(answers, wanted)
+
+
+def _complete(answers: Mapping[int, QueryReply], wanted: Collection[str]) -> bool:
     names = {card.name for answer in answers.values() for card in answer.silos}
     return all(answer.shared for answer in answers.values()) or names.issuperset(wanted)
 
