@@ -82,6 +82,7 @@ class Instruction:
         head: another head to score with, "centroid"; "" is the task's own.
         outcomes: whether scores come with what each row contributed to them; only simulations answer that.
         rows: score on at most so many examples of each split, spread evenly over it; 0 is all.
+        asked: how many silos get this message; 0 where the server does not say.
     """
 
     round: int = 0
@@ -99,6 +100,7 @@ class Instruction:
     head: str = ""
     outcomes: bool = False
     rows: int = 0
+    asked: int = 0
 
     def to_config(self, also: Mapping[str, Any] | None = None) -> ConfigRecord:
         """The config record of the message, over the keys of `also` (a user's own train config)."""
@@ -115,6 +117,8 @@ class Instruction:
             record["head"], record["outcomes"] = self.head, self.outcomes
         if self.run:
             record["run"] = self.run
+        if self.asked:
+            record["asked"] = self.asked
         return record
 
     @classmethod
@@ -141,6 +145,7 @@ class Instruction:
             run=read(config, "run", str, ""),
             head=read(config, "head", str, ""),
             outcomes=read(config, "outcomes", bool, False),
+            asked=read(config, "asked", int, 0),
         )
 
 

@@ -26,6 +26,7 @@ class Sender:
         gpu_seen: whether the process that answers sees a GPU.
         failure: class name of the exception that ended the silo's work; "" where it went well.
         sentence: what the exception said; only in simulations, as it may name private things.
+        code: why a deployed silo refused, such as "policy/max-rounds"; "" where there is no code.
     """
 
     silo: str = ""
@@ -35,12 +36,15 @@ class Sender:
     gpu_seen: bool = False
     failure: str = ""
     sentence: str = ""
+    code: str = ""
 
     @property
     def complaint(self) -> str:
-        """Why the silo failed, on one line and not too long: its sentence, or the exception's name."""
+        """Why the silo failed, on one line and not too long: its sentence, or the error's name and code."""
         sentence = " ".join(self.sentence.split())[:LONGEST_SENTENCE]
-        return sentence if sentence.isprintable() and sentence else f"failed with {shown(self.failure)}"
+        if sentence.isprintable() and sentence:
+            return sentence
+        return f"failed with {shown(self.failure)}{f' ({shown(self.code)})' if self.code else ''}"
 
     def to_config(self) -> ConfigRecord:
         """The "fedmerge" record."""
@@ -48,6 +52,8 @@ class Sender:
         record["device"], record["gpu-seen"] = self.device, self.gpu_seen
         if self.failure:
             record["failure"], record["sentence"] = self.failure, self.sentence
+        if self.code:
+            record["code"] = self.code
         return record
 
     @classmethod
@@ -65,6 +71,7 @@ class Sender:
             gpu_seen=read(config, "gpu-seen", bool, False),
             failure=read(config, "failure", str, ""),
             sentence=read(config, "sentence", str, ""),
+            code=read(config, "code", str, ""),
         )
 
 
