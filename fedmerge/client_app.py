@@ -3,9 +3,9 @@
 In a simulation any node serves any silo, and the message says which. In a deployment the SuperNode's
 `--node-config` names its site (`fedmerge.silo.site`), and it serves no other silo.
 
-Flower sends the text of an exception that escapes a ClientApp to the server, word for word, also of one that is
-raised while this is imported. So next to nothing is imported here, and all work is done where an error ends in
-a reply.
+Flower sends the text of an exception that escapes a ClientApp to the server, word for word, also of one that
+is raised while this is imported. So next to nothing is imported here, and all work is done where an error
+ends in a reply.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _answer(message: Message, context: Context, work: str) -> Message:
     """The reply; where the work raises, one that says so. A traceback stays in this node's log."""
     began, site, problem = time.monotonic(), None, None
     try:
-        site = _site(context)
+        site = _site(message, context)
         content = _worked(message, context, site, work)
     except (
         KeyboardInterrupt,
@@ -110,13 +110,14 @@ def _answer(message: Message, context: Context, work: str) -> Message:
     return Message(content, reply_to=message)
 
 
-def _site(context: Context) -> Site | None:
+def _site(message: Message, context: Context) -> Site | None:
     """What a deployed node is; from here on its log says so."""
     from fedmerge.silo.site import site_of  # noqa: PLC0415
 
     site = site_of(context.node_config)
     if site is not None:
-        logs.configure(f"silo {site.silo}")
+        logs.configure(f"silo {site.silo}", run=str(message.metadata.run_id))
+        logs.note(round=_round(message))
         if not site.network:
             os.environ.update(dict.fromkeys(_OFFLINE, "1"))
     return site
@@ -129,18 +130,16 @@ def _worked(message: Message, context: Context, site: Site | None, work: str) ->
     lifetime = Lifetime(metadata.created_at, metadata.ttl, time.time())
     if site is not None:
         lifetime.left(0.0)  # nobody waits for it: answered before anything is loaded
-        logs.note(**_place(message))
     do = getattr(import_module("fedmerge.station"), work)
     content: RecordDict = do(station(context, site), message.content, lifetime)
     return content
 
 
-def _place(message: Message) -> dict[str, str | int]:
-    """Run and round that a message belongs to, as far as it says so."""
+def _round(message: Message) -> int:
+    """The round that a message belongs to, as far as it says so."""
     config = message.content.get("config")
-    told = dict(config) if isinstance(config, ConfigRecord) else {}
-    run, round = told.get("run", ""), told.get("round", 0)
-    return {"run": run if isinstance(run, str) else "", "round": round if isinstance(round, int) else 0}
+    round = config.get("round", 0) if isinstance(config, ConfigRecord) else 0
+    return round if isinstance(round, int) else 0
 
 
 def _failure(message: Message, context: Context, site: Site | None, err: BaseException) -> RecordDict:
@@ -152,7 +151,7 @@ def _failure(message: Message, context: Context, site: Site | None, err: BaseExc
     config = message.content.get("config")
     asked = config.get("silo", "") if isinstance(config, ConfigRecord) else ""
     silo = str(asked) or (site.silo if site is not None else str(context.node_config.get("silo", "")))
-    record = ConfigRecord({"silo": silo, "round": _place(message)["round"], "fingerprint": "", "device": ""})
+    record = ConfigRecord({"silo": silo, "round": _round(message), "fingerprint": "", "device": ""})
     record["gpu-seen"], record["failure"] = False, type(err).__name__
     record["sentence"] = "" if deployed else str(err)
     if isinstance(err, FedMergeError) and err.code:

@@ -16,7 +16,7 @@ FLOORS = {
     "adapters": 3,
     "wire": 4,
     "silo": 5, "server": 5, "checkpoints": 5,
-    "config": 6, "client_app": 6, "station": 6, "server_app": 6, "engine": 6,
+    "config": 6, "client_app": 6, "client_process": 6, "station": 6, "server_app": 6, "engine": 6,
     "study": 7, "deployment": 7,
     "cli": 8, "__main__": 8,
 }  # fmt: skip

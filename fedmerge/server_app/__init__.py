@@ -9,9 +9,11 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedmerge import logs
 from fedmerge.config import read_config
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.noting import Noting
 from fedmerge.server_app.trackers import tracked
 
 flower = logging.getLogger("flwr")  # what it says reaches `flwr run --stream`
@@ -22,8 +24,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
+    logs.configure("server", run=str(context.run_id))
     config = read_config(context.run_config)
-    with tracked(config) as observer:
+    with tracked(config, Noting()) as observer:
         result = conduct(config, StreamingGrid(grid), observer)
     for line in summary(result):
         flower.info("%s", line)
