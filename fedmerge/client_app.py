@@ -22,7 +22,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmerge import logs
-from fedmerge.errors import FedMergeError
+from fedmerge.errors import ConfigError, FedMergeError
 
 if TYPE_CHECKING:
     from fedmerge.silo.site import Site
@@ -34,6 +34,17 @@ logger = logging.getLogger(__name__)
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
 
 app = ClientApp()
+
+
+class _Standing:
+    """Whether this process may take part in a simulation; a node of a deployment's own process may not."""
+
+    sites_only = False
+
+
+def serve_sites_only() -> None:
+    """From here on refuse where the node's configuration names no site, instead of simulating one."""
+    _Standing.sites_only = True
 
 
 @app.query()
@@ -94,11 +105,7 @@ def _answer(message: Message, context: Context, work: str) -> Message:
     try:
         site = _site(message, context)
         content = _worked(message, context, site, work)
-    except (
-        KeyboardInterrupt,
-        SystemExit,
-        GeneratorExit,
-    ):  # the process is told to end: no text leaves with these
+    except (KeyboardInterrupt, SystemExit):  # the process is told to end: no text leaves with these
         raise
     except BaseException as err:  # a panic of a Rust library is no Exception
         problem = err
@@ -112,9 +119,11 @@ def _answer(message: Message, context: Context, work: str) -> Message:
 
 def _site(message: Message, context: Context) -> Site | None:
     """What a deployed node is; from here on its log says so."""
-    from fedmerge.silo.site import site_of  # noqa: PLC0415
+    from fedmerge.silo.site import CODE, site_of  # noqa: PLC0415
 
     site = site_of(context.node_config)
+    if site is None and _Standing.sites_only:
+        raise ConfigError("this node's configuration names no site: --node-config \"site='/...'\"", code=CODE)
     if site is not None:
         logs.configure(f"silo {site.silo}", run=str(message.metadata.run_id))
         logs.note(round=_round(message))
@@ -147,7 +156,7 @@ def _failure(message: Message, context: Context, site: Site | None, err: BaseExc
 
     Its sentence may quote rows: only simulations send it.
     """
-    deployed = site is not None or {"site", "silo"} & context.node_config.keys()
+    deployed = site or _Standing.sites_only or {"site", "silo"} & context.node_config.keys()
     config = message.content.get("config")
     asked = config.get("silo", "") if isinstance(config, ConfigRecord) else ""
     silo = str(asked) or (site.silo if site is not None else str(context.node_config.get("silo", "")))

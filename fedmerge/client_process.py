@@ -1,11 +1,11 @@
 """`flwr-clientapp` as a site should run it: nothing of the bundle that the server sent is executed.
 
-Flower unpacks a bundle (FAB) for each message, puts its folder first on `sys.path` and imports the ClientApp that
-the bundle names: Python in it would run with all rights of the node. Ours carries none, but a server could send
-another one. A SuperExec starts what it finds as `flwr-clientapp` on its PATH; a script of that name in the
-site's folder, ``exec python -m fedmerge.client_process "$@"``, is this. It takes Flower's arguments and does what
-Flower does, but the ClientApp is always the installed fedmerge's, a bundle with code in it is refused, and nothing
-is installed for it.
+Flower unpacks a bundle (FAB) for each message, puts its folder first on `sys.path` and imports the ClientApp
+that the bundle names: Python in it would run with all rights of the node. Ours carries none, but a server may
+send another. A SuperExec starts what it finds as `flwr-clientapp` on its PATH; a script of that name in the
+site's folder, ``exec python -P -m fedmerge.client_process "$@"``, is this. It takes Flower's arguments and
+does what Flower does, but the ClientApp is always the installed fedmerge's, a bundle with code in it is
+refused, nothing is installed for it, and a node without a site of its own serves nobody.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def guard() -> None:
-    """Put our steps in the place of Flower's: unpacking a bundle, installing for it, loading the ClientApp."""
+    """Put our steps in the place of Flower's: unpacking a bundle, installing for it, loading a ClientApp."""
     vars(flower).update(
         install_from_fab=_look, install_app_dependencies=_install, get_load_client_app_fn=_installed
     )
@@ -64,9 +64,10 @@ def _install(*_given: Any, **_named: Any) -> None:
 
 def _installed(*_given: Any, **_named: Any) -> Callable[[str, str, str], Any]:
     def load(*_bundle: str) -> Any:
-        from fedmerge.client_app import app  # noqa: PLC0415  after Flower has a message that an error can answer
+        from fedmerge import client_app  # noqa: PLC0415  once Flower has a message that an error can answer
 
-        return app
+        client_app.serve_sites_only()
+        return client_app.app
 
     return load
 

@@ -1,4 +1,4 @@
-"""What a site starts in the place of `flwr-clientapp`; also the contract test for the names that it replaces."""
+"""What a site starts in the place of `flwr-clientapp`; the contract test for the names that it replaces."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.client_app import LoadClientAppError
 from flwr.supernode.runtime import run_clientapp as flower
 
 from fedmerge import client_app, client_process
+from fedmerge.engine.identity import server_identity, stamp
+from fedmerge.wire.sender import read_sender
 
 REPLACED = ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn")
 
@@ -57,9 +60,21 @@ def test_what_is_no_bundle_is_refused() -> None:
         flower.install_from_fab(b"code", skip_prompt=True)
 
 
-def test_the_client_app_is_the_installed_one_whatever_a_bundle_names() -> None:
+def test_the_client_app_is_the_installed_one_whatever_a_bundle_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_app._Standing, "sites_only", False)
     load = flower.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
     assert load("someone/else", "1.0", "hash") is client_app.app
+
+
+def test_a_node_without_a_site_serves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_app._Standing, "sites_only", False)
+    flower.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)("a", "1.0", "hash")
+    with server_identity(run_id=1):
+        message = Message(RecordDict(), dst_node_id=2, message_type="query")
+    stamp(message, "1")
+    context = Context(1, 2, {}, RecordDict(), {"data.source": "/etc/patients.jsonl"})
+    sender = read_sender(client_app.app(message, context).content)
+    assert (sender.failure, sender.code, sender.sentence) == ("ConfigError", "site/file", "")
 
 
 def test_nothing_is_installed_for_a_bundle() -> None:
