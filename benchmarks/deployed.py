@@ -2,8 +2,8 @@
 
     python benchmarks/deployed.py
 
-Each line is the median over processes, in seconds on the wall and on the CPU: on a busy machine the second says
-more. Flower's own part (SuperLink, polls, transfer) is not in it.
+Each line is the median over processes, in seconds on the wall and on the CPU: on a busy machine the second
+says more. Flower's own part (SuperLink, polls, transfer) is not in it.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ from fedmerge import logs
 from fedmerge.errors import ConfigError, FedMergeError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedmerge.silo.credentials import Credentials
     from fedmerge.silo.site import Site
     from fedmerge.station import Station
 
@@ -112,7 +116,7 @@ def _answer(message: Message, context: Context, work: str) -> Message:
         logger.exception("a %s message failed", message.metadata.message_type)
         content = _failure(message, context, site, err)
     if site is not None:
-        content = _written(message, context, site, content, problem)
+        content = _departing(message, context, site, content, problem)
         logger.info("%s answered in %.1f s", message.metadata.message_type, time.monotonic() - began)
     return Message(content, reply_to=message)
 
@@ -139,6 +143,8 @@ def _worked(message: Message, context: Context, site: Site | None, work: str) ->
     lifetime = Lifetime(metadata.created_at, metadata.ttl, time.time())
     if site is not None:
         lifetime.left(0.0)  # nobody waits for it: answered before anything is loaded
+        if site.signing_key is not None:
+            _credentials(site, site.signing_key).check(message)
     do = getattr(import_module("fedmerge.station"), work)
     content: RecordDict = do(station(context, site), message.content, lifetime)
     return content
@@ -168,17 +174,32 @@ def _failure(message: Message, context: Context, site: Site | None, err: BaseExc
     return RecordDict({"metrics": MetricRecord({"num-examples": 0}), "fedmerge": record})
 
 
-def _written(
+def _departing(
     message: Message, context: Context, site: Site, content: RecordDict, problem: BaseException | None
 ) -> RecordDict:
-    """The reply, once the site's log says what it is; where that can't be written, a refusal alone."""
-    if site.log is None:
-        return content
+    """The reply, signed, once the site's log says what it is; where that can't be written, a refusal alone."""
     try:
         from fedmerge.silo.departures import Departure, write  # noqa: PLC0415
 
-        write(site.log, Departure(site.silo, site.federation, message, content, problem))
+        content = _signed(message, site, content)
+        if site.log is not None:
+            write(site.log, Departure(site.silo, site.federation, message, content, problem))
     except Exception as err:
         logger.exception("nothing leaves")
-        return _failure(message, context, site, err)
+        content = _failure(message, context, site, err)
+        with suppress(Exception):
+            content = _signed(message, site, content)
     return content
+
+
+def _signed(message: Message, site: Site, content: RecordDict) -> RecordDict:
+    """The content of a reply, signed where the site has a key."""
+    return (
+        content if site.signing_key is None else _credentials(site, site.signing_key).sign(content, message)
+    )
+
+
+def _credentials(site: Site, signing_key: Path) -> Credentials:
+    from fedmerge.silo.credentials import Credentials  # noqa: PLC0415
+
+    return Credentials.load(site.federation, site.silo, signing_key, site.server_key)
