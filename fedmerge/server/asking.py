@@ -80,16 +80,16 @@ class Asker:
 
     def train(
         self,
-        nodes: Mapping[str, int],
+        asked: Asked,
         arrays: ArrayRecord,
         config: ConfigRecord,
         round: int,
         seconds: float | None = None,
     ) -> list[Message]:
-        """A train message for each silo of `nodes`, in their order; each lives as long as the round.
+        """A train message for each silo that has a node, in the order of `asked.nodes`; it lives as long as the round.
 
         Args:
-            nodes: the node that serves each silo.
+            asked: whom the round asks.
             arrays: the broadcast.
             config: of the user's own.
             round: from 1.
@@ -102,12 +102,13 @@ class Asker:
                 round=round,
                 silo=silo if self.roster is not None else "",
                 deadline_seconds=SILO_SHARE * ttl,
+                asked=len(asked.silos),
             )
-            for silo in nodes
+            for silo in asked.nodes
         ]
         return [
             Message(instruction_content(arrays, order, also=config), node, MessageType.TRAIN, ttl=ttl)
-            for order, node in zip(orders, nodes.values(), strict=True)
+            for order, node in zip(orders, asked.nodes.values(), strict=True)
         ]
 
     def await_nodes(self, grid: Grid, silos: Sequence[str], wait_seconds: float) -> dict[str, int]:

@@ -96,6 +96,7 @@ class Hearing:
             return
         outcome = self.guard.admit(reply)
         if isinstance(outcome, Admitted):
+            self.lost.pop(outcome.silo, None)
             self.observer.reply(self.guard.round, outcome.silo, "admitted", outcome.metrics)
         else:
             _tell(self.observer, outcome)

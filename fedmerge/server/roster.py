@@ -34,6 +34,7 @@ class Roster:
         shared: whether any node serves any silo.
         fingerprint: of the base that all nodes have; "" where they did not say.
         misfits: why, by silo that is named but may not take part as it is.
+        caps: the most training rows that a silo may count as, for each that has a cap.
     """
 
     cards: tuple[Card, ...]
@@ -41,6 +42,7 @@ class Roster:
     shared: bool = False
     fingerprint: str = ""
     misfits: Mapping[str, str] = field(default_factory=dict)
+    caps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

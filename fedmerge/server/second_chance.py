@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from fedmerge.server.asking import Asker
+from fedmerge.server.asking import Asked, Asker
 from fedmerge.server.hearing import Sent
 from fedmerge.server.report import RoundReport
 from fedmerge.wire.records import count_bytes
@@ -22,6 +22,7 @@ class SecondChance:
     Args:
         asker: finds their nodes, and writes the messages.
         grid: reaches the nodes.
+        asked: whom the round asks.
         arrays: the broadcast.
         config: of the user's own.
         report: of the round; the bytes are counted there.
@@ -30,6 +31,7 @@ class SecondChance:
 
     asker: Asker
     grid: Grid
+    asked: Asked
     arrays: ArrayRecord
     config: ConfigRecord
     report: RoundReport
@@ -40,7 +42,8 @@ class SecondChance:
         nodes = self.asker.await_nodes(self.grid, silos, min(self.asker.settings.wait_seconds, self._left))
         if not nodes or self._left <= 0:
             return (), ()
-        messages = self.asker.train(nodes, self.arrays, self.config, self.report.round, self._left)
+        again = replace(self.asked, nodes=nodes)
+        messages = self.asker.train(again, self.arrays, self.config, self.report.round, self._left)
         self.report.bytes_down += count_bytes(*(message.content for message in messages))
         replies = self.grid.send_and_receive(messages, timeout=self._left)
         return tuple((m.metadata, silo) for m, silo in zip(messages, nodes, strict=True)), replies

@@ -57,7 +57,7 @@ class MergeStrategy(Strategy):
         quorum: share of the asked silos whose replies a round needs, in (0, 1].
         deadline_seconds: how long a silo's messages live; give the same to ``start(timeout=...)``.
         wait_seconds: how long a round waits for nodes.
-        guard: what is done with deltas that are much too long.
+        guard: what is done with deltas that are much too long, or point against the others.
         gate: what sends a broadcast back; it acts on scores in train replies ("received/validation/loss").
         shadow_scoring: where shadows are scored: "final", "server" or "silos".
         replies: "delta" (trained minus received) or "weights" (what was trained, as Flower's own apps send).
@@ -144,6 +144,7 @@ class MergeStrategy(Strategy):
         self.terms = Terms(
             encoding, replies, fingerprint, self.plan.outliers, expects_gpu,
             named=roster is not None, shared=roster is not None and roster.shared, needs=self.plan.needs,
+            caps=roster.caps if roster is not None else {},
         )  # fmt: skip
         self.merger = Merger(self.plan, seed, device)
         self.counterfactuals = Counterfactuals(self.merger, shadow_scoring, scorer)
@@ -180,13 +181,13 @@ class MergeStrategy(Strategy):
         asked = self.asker.choose(grid, server_round)
         self.plan.check_names(None if self.asker.roster is None else asked.silos)
         self.plan.check_clients(len(asked.silos), asked.need)
-        messages = self.asker.train(asked.nodes, arrays, config, server_round)
+        messages = self.asker.train(asked, arrays, config, server_round)
         report = RoundReport(server_round, asked.silos)
         report.seconds["wait"] = time.monotonic() - began
         report.bytes_down = count_bytes(*(message.content for message in messages))
         sent = tuple((message.metadata, silo) for message, silo in zip(messages, asked.nodes, strict=True))
         end = time.monotonic() + self.settings.deadline_seconds
-        again = SecondChance(self.asker, grid, arrays, config, report, end)
+        again = SecondChance(self.asker, grid, asked, arrays, config, report, end)
         self._opened = Opened(asked, sent, report, time.monotonic(), again, self.absences)
         self.observer.round_started(server_round, list(asked.silos))
         self.observer.phase("training")
