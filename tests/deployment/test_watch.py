@@ -258,9 +258,9 @@ def test_a_process_that_flower_forgot_is_waited_for(place, flower, recipe):
 
 def test_the_run_that_is_there_is_found(place, flower, recipe):
     flower.add("7")
-    hold(place.runs / "trial")
-    desk = Desk(place, recipe, {2: lambda: flower.becomes("finished:completed")})
-    ending = desk.watch()
+    let_go = hold(place.runs / "trial")
+    ending = Desk(place, recipe, {2: lambda: flower.becomes("finished:completed")}).watch()
+    let_go()
     assert ending.memory.runs == ("7",)
     assert ending.memory.completed
     assert not flower.submissions
