@@ -52,7 +52,7 @@ def watch(
     from fedmerge.deployment.watching.watch import Habits
 
     place = read_place(server)
-    flat = None if recipe is None else wanted(place, recipe, sets)
+    flat = None if recipe is None else wanted(server, recipe, sets)
     window = Window(place.metrics if metrics is None else metrics, margin, linger)
     stop = Event()
     caught: list[int] = []

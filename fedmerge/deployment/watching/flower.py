@@ -15,7 +15,7 @@ from typing import Any
 
 from fedmerge.config import Flat
 from fedmerge.deployment.watching.fate import Fate, fate_of
-from fedmerge.engine.superlink import write_bundle
+from fedmerge.engine.bundle import write_bundle
 from fedmerge.errors import FedMergeError
 from fedmerge.server.storage import to_toml
 
@@ -150,7 +150,10 @@ def _executable() -> str:
 
 
 def _environment(home: Path) -> dict[str, str]:
+    bypass = ",".join(filter(None, (os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost")))
     return os.environ | {
+        "NO_PROXY": bypass,
+        "no_proxy": bypass,
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

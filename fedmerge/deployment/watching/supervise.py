@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmerge.config import Config, Flat, overlay, read_config
+from fedmerge.config import Config, Flat, overlay
 from fedmerge.deployment import health
 from fedmerge.deployment.metrics import registry
 from fedmerge.deployment.serving import serving
+from fedmerge.deployment.submission import deployed
 from fedmerge.deployment.watching import memory as memories
 from fedmerge.deployment.watching.flower import Flower
 from fedmerge.deployment.watching.journal import Journal
@@ -50,18 +51,16 @@ class Ending:
     ended: bool
 
 
-def wanted(place: Place, recipe: Path, sets: Sequence[str] = ()) -> Flat:
-    """The run-config that a recipe describes, as it is submitted to a place.
+def wanted(server: Path, recipe: Path, sets: Sequence[str] = ()) -> Flat:
+    """The run-config that a recipe describes, as a server's folder submits it.
 
-    Its folder lies below the server's runs, unless the recipe names an absolute one. It always goes on with
-    what the folder holds of it: the first attempt of a watcher may follow one of a watcher before.
+    It always goes on with what the run's folder holds of it (`run.resume = "auto"`): the first attempt of a
+    watcher may follow one of a watcher before.
 
     Raises:
-        ConfigError: the recipe can't be read or used.
+        ConfigError: the recipe, or the folder, can't be read or used.
     """
-    config = read_config(overlay(recipe, sets=sets))
-    named = Path(config.run.output or config.folder.name).expanduser()
-    return config.flat | {"run.output": str(place.runs / named), "run.resume": "auto"}
+    return deployed(overlay(recipe, sets=sets), server).flat
 
 
 def supervise(
