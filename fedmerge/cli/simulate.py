@@ -33,7 +33,7 @@ class Engine(StrEnum):
     flower = "flower"
 
 
-def simulate(
+def simulate(  # noqa: PLR0917 (arguments and options of a command)
     simulation: Simulation = "",
     strategy: Annotated[str, typer.Option(help="A strategy: a path, or the name of a packaged one.")] = "",
     sets: Sets = NO_SETS,
@@ -127,7 +127,9 @@ def _run(config: Config, engine: Engine) -> Path:
         with watching(config.run.rounds) as observer:
             return _engine(engine, config, observer)
     except KeyboardInterrupt:
-        told = f"what the run had written lies in {config.folder}; the same command with --resume goes on there"
+        told = (
+            f"what the run had written lies in {config.folder}; the same command with --resume goes on there"
+        )
         raise KeyboardInterrupt(told) from None
 
 

@@ -167,8 +167,7 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
     result = ended.result(errands.traffic, clock.seconds) | written
     run.observer.finished(result)
-    if not run.config.run.record:
-        run.folder.forget_replies(rounds)
+    run.folder.forget_replies(rounds, recorded=run.config.run.record)
     return result
 
 
