@@ -93,6 +93,8 @@ def told(figures: Figures, event: Mapping[str, Any]) -> Figures:
     when = float(event["time"])
     if event["event"] == "run_started":
         return replace(figures, planned=int(event["plan"]["rounds"]), started=when, finished=False)
+    if event["event"] == "resumed":
+        return replace(figures, started=when, finished=False)
     if event["event"] == "round_started":
         return replace(figures, round=int(event["round"]), asked=len(event["silos"]))
     if event["event"] == "round_closed":

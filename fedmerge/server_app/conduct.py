@@ -18,8 +18,10 @@ from fedmerge.config import Config
 from fedmerge.server.counterfactuals import Scorer
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.observer import Observer, Several, Silent
+from fedmerge.server.resuming import go_on, take_up
+from fedmerge.server.saved import Saved
 from fedmerge.server.strategy import MergeStrategy
-from fedmerge.server_app import outcome
+from fedmerge.server_app import outcome, resumption
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
 from fedmerge.server_app.finale import Finale
@@ -53,13 +55,15 @@ def conduct(
     Raises:
         ConfigError: a setting, base or data set that can't be used, at the server or at a silo.
         RoundFailed: no nodes, too few usable replies, no scores.
-        CheckpointError: the run's folder can't be written, or belongs to another run.
+        CheckpointError: the run's folder can't be written, belongs to another run, or can't be gone on with.
     """
     torch.set_num_threads(config.silo.train.threads)  # of the thread that merges: bits depend on it
     use_deterministic_algorithms()
     clock = Clock()
     folder = RunFolder(config.folder, config.flat)
     try:
+        if config.run.resume == "auto" and (result := resumption.finished(folder.path)) is not None:
+            return result
         with clock.phase("setup"):
             run = _prepare(config, grid, folder, observer or Silent(), scoring)
         return _conduct(run, clock)
@@ -96,6 +100,7 @@ class _Run:
     instruction: Instruction
     scorer: Scorer | None
     scoring: Scoring
+    saved: Saved | None = None
 
     @property
     def shared(self) -> Adapter:
@@ -111,16 +116,26 @@ class _Run:
 
 def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, scoring: Scoring) -> _Run:
     """Learn who takes part; only then does the folder of an earlier run of the same config begin anew."""
+    saved = resumption.saved_run(config, folder.path) if config.run.resume == "auto" else None
     observer.phase("waiting for nodes")
-    silos = muster(grid, config)
+    silos = muster(grid, config, resumption.names(saved))
+    silos = silos if saved is None else resumption.same_run(saved, config, silos)
     initial = initial_adapter(config.silo, silos.labels or None)
     scorer = held(config, silos)
     check_parts(initial, config.silo.lora.private_parts)
-    # A deployed silo remembers private tensors by the run's name, which no other run shall have.
-    name = secrets.token_hex(8) if config.silo.lora.private and not silos.roster.shared else ""
-    folder.start(outcome.environment(config, silos) | ({"run": name} if name else {}))
+    if saved is not None:
+        resumption.same_start(saved, shared_part(initial, config.silo.lora.private_parts))
+        name = str(saved.begun["environment"].get("run", ""))
+        take_up(folder, saved)
+    else:
+        # A deployed silo remembers private tensors by the run's name, which no other run shall have.
+        name = secrets.token_hex(8) if config.silo.lora.private and not silos.roster.shared else ""
+        environment = outcome.environment(config, silos) | ({"run": name} if name else {})
+        folder.start(environment, resumption.to_be_found_again(silos))
     watchers = Several((folder, observer))
     watchers.run_started(outcome.plan(config, silos, initial))
+    for report in saved.reports if saved is not None else ():
+        observer.round_closed(report.to_dict())
     train = config.silo.train
     instruction = Instruction(
         seed=config.run.seed,
@@ -132,14 +147,17 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, 
         labels=silos.labels,
         run=name,
     )
-    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, scoring)
+    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, scoring, saved)
 
 
 def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     strategy = _strategy(run)
     with clock.phase("rounds"):
         rounds, deadline = run.config.run.rounds, run.config.strategy.deadline_seconds
-        strategy.start(run.grid, to_record(run.shared.tensors), rounds, timeout=deadline)
+        if run.saved is not None:
+            go_on(strategy, run.grid, run.saved, rounds, deadline)
+        else:
+            strategy.start(run.grid, to_record(run.shared.tensors), rounds, timeout=deadline)
     errands = Errands(run.grid, run.silos.roster)
     with clock.phase("scoring"):
         run.observer.phase("training the baselines and scoring" if run.baselines.names else "scoring")
@@ -149,6 +167,7 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
     result = ended.result(errands.traffic, clock.seconds) | written
     run.observer.finished(result)
+    run.folder.forget_replies(rounds, recorded=run.config.run.record)
     return result
 
 
@@ -164,7 +183,7 @@ def _strategy(run: _Run) -> MergeStrategy:
         expects_gpu=expects_gpu(run.config),
         # In a deployment the silos' device says nothing about the server's.
         device=run.config.silo.train.device if run.silos.roster.shared else "auto",
-        record=run.config.run.record,
+        record=resumption.keeping(run.config, shared=run.silos.roster.shared),
         observer=run.observer,
         folder=run.folder,
         scorer=run.scorer,

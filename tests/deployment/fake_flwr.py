@@ -104,9 +104,10 @@ def server_folder(folder: Path, *, metrics: str = "") -> Path:
     """What a watcher reads of a server's folder, over a connection without TLS that nobody answers."""
     (folder / "flwr").mkdir(parents=True)
     (folder / "server.toml").write_text(
-        f'federation = "study"\nsigning-key = "signing.key"\nroster = "roster.toml"\nruns = "runs"\n'
-        f'metrics = "{metrics}"\n'
+        f'federation = "study"\nsigning-key = "signing.key"\nroster = "roster.toml"\n'
+        f'runs = "{folder}/runs"\nmetrics = "{metrics}"\n'
     )
+    (folder / "roster.toml").write_text('[silos.a]\nkey = ""\n[silos.b]\nkey = ""\nrevoked = true\n')
     (folder / "flwr" / "config.toml").write_text(
         '[superlink.study]\naddress = "127.0.0.1:9"\ninsecure = true\n'
     )

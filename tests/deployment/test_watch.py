@@ -54,7 +54,7 @@ def flower(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Fak
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     file = tmp_path / "run.toml"
-    file.write_text('[run]\nname = "trial"\nrounds = 3\noutput = "trial"\n')
+    file.write_text('[run]\nname = "trial"\nrounds = 3\noutput = "trial"\n[base]\nfingerprint = "ab"\n')
     return file
 
 
@@ -80,7 +80,7 @@ class Desk:
     ) -> None:
         self.now, self.turn, self.turns, self.acts = 1000.0, 0, turns, dict(acts)
         self.place, self.lines = place, []
-        self.flat = None if recipe is None else wanted(place, recipe)
+        self.flat = None if recipe is None else wanted(place.home.parent, recipe)
         self.habits = Habits(TURN_SECONDS, attempts, self.rest, lambda: self.now)
 
     def rest(self, seconds: float) -> bool:
@@ -123,7 +123,7 @@ def test_a_run_is_submitted_and_completes(place, flower, recipe):
     assert len(flower.submissions) == 1
     sent = read_toml(place.home / "1000.toml")
     assert sent["run.output"] == str(place.runs / "trial")
-    assert sent["run.resume"] == "auto"
+    assert (sent["run.resume"], sent["data.silos"]) == ("auto", "a")
     assert (place.home / "1000.bundle").read_text().split() == ["LICENSE", "README.md", "pyproject.toml"]
     assert desk.events == ["superlink-answers", "run-submitted", "run-running", "run-completed"]
 
@@ -252,8 +252,8 @@ def test_a_process_that_flower_forgot_is_waited_for(place, flower, recipe):
     desk.watch()
     waited = next(line for line in desk.lines if line["event"] == "run-waiting")
     assert str(place.runs / "trial") in waited["sentence"]
-    assert len(flower.submissions) == 1
     assert flower.calls.index(flower.submissions[0]) >= 5
+    assert len(flower.submissions) == 1
 
 
 def test_the_run_that_is_there_is_found(place, flower, recipe):
@@ -279,7 +279,7 @@ def test_a_submission_without_an_answer_is_not_made_twice(place, flower, recipe)
 
 def test_a_watcher_that_died_while_it_submitted_finds_its_run(place, flower, recipe):
     flower.add("3", "finished:completed")
-    flat = wanted(place, recipe)
+    flat = wanted(place.home.parent, recipe)
     place.runs.mkdir()
     memories.write(place.runs, memories.Memory(flat, submitting=("3",), in_a_row=1))
     flower.add("4")
