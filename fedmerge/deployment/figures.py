@@ -121,7 +121,7 @@ def _round(report: Mapping[str, Any]) -> RoundFigures:
         asked=len(report["asked"]),
         admitted=len(report["admitted"]),
         missing=len(report["missing"]),
-        refused=Counter(kind_of(each["reason"]) for each in report["refused"]),
+        refused=Counter(kind_of(each["code"]) for each in report["refused"]),
         bytes_up=int(report["bytes_up"]),
         bytes_down=int(report["bytes_down"]),
         seconds={phase: float(report["seconds"].get(phase, 0.0)) for phase in PHASES},

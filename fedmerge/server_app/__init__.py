@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmerge.config import read_config
 from fedmerge.server.streaming import StreamingGrid
+from fedmerge.server_app.authority import authority
 from fedmerge.server_app.conduct import conduct
 from fedmerge.server_app.trackers import tracked
 from fedmerge.server_app.verdict import spoken
@@ -25,8 +26,11 @@ def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
     with spoken():
         config = read_config(context.run_config)
+        deployed = authority()
+        config = deployed.placed(config) if deployed else config
         with tracked(config) as observer:
-            result = conduct(config, StreamingGrid(grid), observer)
+            identity = deployed.identity if deployed else None
+            result = conduct(config, StreamingGrid(grid), observer, identity=identity)
     for line in summary(result):
         flower.info("%s", line)
 

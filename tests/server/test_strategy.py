@@ -123,7 +123,7 @@ def test_what_a_train_message_says():
     strategy.start(grid, initial(), num_rounds=1, train_config=ConfigRecord({"lr": 0.5}))
     [message] = grid.sent
     assert read_instruction(message.content) == Instruction(
-        1, "a", 5, "", 90.0, 2, splits=("validation",), labels=("x", "y")
+        1, "a", 5, "", 90.0, 2, splits=("validation",), labels=("x", "y"), asked=1
     )
     assert message.content["config"]["lr"] == 0.5
     assert message.metadata.ttl == 100
@@ -163,7 +163,8 @@ def huge(content: RecordDict) -> RecordDict:
 def test_a_million_fold_delta_is_refused_or_shortened_where_that_is_wanted(without_b):
     strategy, result = run(node_of({"b": huge}), guard="refuse(times=10)", rule="ties(density=0.5)")
     assert bits(result.arrays) == without_b
-    assert strategy.refused[0].reason == "its delta is far longer than the others'"
+    assert strategy.refused[0].reason.startswith("its delta is far longer than the others': 8e+05 medians")
+    assert strategy.rounds[0].refusals == {"reply/outlier": 1}
     strategy, _ = run(node_of({"b": huge}), guard="clip(times=10)")
     norms = [entry["norm"] for entry in strategy.rounds[0].admitted.values()]
     assert norms[1] == pytest.approx(
@@ -227,7 +228,7 @@ def test_the_report_of_a_round():
     ]
     json.dumps(report)
     assert report["asked"] == ["a", "b", "c"]
-    assert report["refused"] == [{"silo": "b", "reason": seen[1][2]}]
+    assert report["refused"] == [{"silo": "b", "reason": seen[1][2], "code": "reply/values"}]
     assert set(report["seconds"]) == {"wait", "train", "merge", "write"}
     assert report["bytes_up"] > 3 * 4 * 20 and report["bytes_down"] > 3 * 4 * 20
     assert report["received"]["silos"] == pytest.approx({"a": 2.87, "c": 2.89})
