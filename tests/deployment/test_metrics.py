@@ -248,3 +248,9 @@ def test_the_superlink_is_asked_seldom():
 def test_a_superlink_that_answers_with_an_error_is_none():
     with site(View(State.FAILED, "over", since=NOW)) as served:
         assert "answers 503" in Probe(f"http://{served.address}/health", None)()
+
+
+def test_every_kind_of_refusal_is_documented(project_root):
+    text = (project_root / "docs" / "deployment.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if "`fedmerge_refusals_total" in line)
+    assert all(kind in row for kind in KINDS)
