@@ -54,7 +54,8 @@ def flower(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Fak
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     file = tmp_path / "run.toml"
-    file.write_text('[run]\nname = "trial"\nrounds = 3\noutput = "trial"\n[base]\nfingerprint = "ab"\n')
+    base = f'[base]\nfingerprint = "{"ab" * 32}"\n'
+    file.write_text('[run]\nname = "trial"\nrounds = 3\noutput = "trial"\n' + base)
     return file
 
 
