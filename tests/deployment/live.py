@@ -52,6 +52,8 @@ MODULES = ("asyncio.base_events", "unittest.mock", "xml.dom.minidom", "argparse"
 SMALL: dict[str, Any] = {
     "run.name": "live",
     "run.rounds": 1,
+    "run.keep": "last",
+    "strategy.gate": "off()",
     "strategy.shadows": "",
     "strategy.wait-seconds": 600.0,
     "strategy.deadline-seconds": 600.0,

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     NGINX is None, reason="nginx is not installed (Debian: apt-get install nginx)"
 )
 PULL = "/v1/fleet/pull-messages"
-FORGED = "superlink"  # the name by which the site's proxy knows the server
+LOCKED = b"the database is locked"
 
 
 class StandIn(http.server.BaseHTTPRequestHandler):
@@ -34,9 +34,9 @@ class StandIn(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        size = len(self.rfile.read(int(self.headers["Content-Length"])))
-        body = f"{self.path} {size}".encode()
-        self.send_response(200)
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        body = f"{self.path} {len(sent)}".encode()
+        self.send_response(500 if sent == LOCKED else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -159,6 +159,10 @@ def test_a_chunk_passes_and_a_body_beyond_the_limit_does_not(world):
     chunk = b"\x01" * (5 * 1024 * 1024 + 4096)
     assert world.through_site("/v1/fleet/push-object", chunk)[0] == 200
     assert world.ask("/v1/fleet/push-object", body=b"\x01" * (13 * 1024 * 1024))[0] in (0, 413)
+
+
+def test_a_call_that_the_superlink_could_not_serve_is_to_be_made_again(world):
+    assert world.ask(PULL, body=LOCKED)[0] == world.through_site(PULL, LOCKED)[0] == 503
 
 
 def test_the_superlink_and_both_proxies_are_on_the_loopback_interface_here(world):
