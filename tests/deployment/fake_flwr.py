@@ -37,7 +37,8 @@ if words[0] == "run":
     bundle = sorted(path.name for path in pathlib.Path(words[1]).iterdir())
     (home / f"{{number}}.bundle").write_text(" ".join(bundle))
     runs.insert(0, {{"run-id": number, "status": "running", "status-details": "N/A"}})
-    (home / "runs.json").write_text(json.dumps(runs))
+    (home / "taken.json").write_text(json.dumps(runs))
+    (home / "taken.json").replace(home / "runs.json")
     if mode == "swallows":
         print("{{ <html> 504"); sys.exit(0)
     answer({{"success": True, "run-id": number}})

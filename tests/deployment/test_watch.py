@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from fedmerge.cli.deploy.watch import RUN_ENDED_BADLY, watch
+from fedmerge.cli.manner import Outcome
 from fedmerge.config import read_toml
 from fedmerge.deployment.watching import memory as memories
 from fedmerge.deployment.watching.fate import Fate, fate_of
@@ -332,11 +334,24 @@ def test_a_damaged_memory_is_refused_by_name(place, flower):
         Desk(place, None, {}).watch()
 
 
+def watched(server: Path, recipe: Path, flower: FakeFlower, then: Act) -> Outcome:
+    """The command itself; once its run is submitted, something happens."""
+
+    def wait() -> None:
+        while not flower.runs:
+            time.sleep(0.02)
+        then()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        return watch(server, recipe, metrics="", every=0.2, attempts=6, margin=120, linger=0)
+    finally:
+        thread.join()
+
+
 def test_sigterm_ends_the_watch_and_leaves_the_run(server, flower, recipe):
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    outcome = watch(server, recipe, metrics="", every=0.2, attempts=6, margin=120, linger=0)
-    timer.join()
+    outcome = watched(server, recipe, flower, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert outcome.status == 128 + signal.SIGTERM
     assert "run 1000 goes on" in outcome.payload["sentence"]
     assert flower.runs[0]["status"] == "running"
@@ -344,16 +359,12 @@ def test_sigterm_ends_the_watch_and_leaves_the_run(server, flower, recipe):
 
 
 def test_exit_statuses(server, flower, recipe):
-    def once(status: str) -> int:
+    def status_of(flower_status: str) -> int:
         flower.list([])
-        timer = threading.Timer(0.6, lambda: flower.runs and flower.becomes(status))
-        timer.start()
-        outcome = watch(server, recipe, metrics="", every=0.2, attempts=6, margin=120, linger=0)
-        timer.join()
-        return outcome.status
+        return watched(server, recipe, flower, lambda: flower.becomes(flower_status)).status
 
-    assert once("finished:completed") == 0
-    assert once("finished:stopped") == RUN_ENDED_BADLY
+    assert status_of("finished:completed") == 0
+    assert status_of("finished:stopped") == RUN_ENDED_BADLY
 
 
 @pytest.mark.parametrize(

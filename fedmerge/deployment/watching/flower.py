@@ -59,7 +59,7 @@ class Flower:
 
     home: Path
     connection: str
-    timeout_seconds: float = 60.0
+    timeout_seconds: float = 120.0
 
     def find(self, run_id: str) -> Run | None:
         """The run of that id; None where the SuperLink answers, and does not know it.
