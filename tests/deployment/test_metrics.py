@@ -174,7 +174,7 @@ def test_the_last_score_is_that_of_the_result():
 def test_only_get_and_only_two_pages():
     with site(View(since=NOW)) as served:
         assert [served.ask(path).status for path in ("/metrics", "/health", "/health?verbose")] == [200] * 3
-        assert [served.ask(path).status for path in ("/", "/metrics/", "/../etc", "//health")] == [404] * 4
+        assert [served.ask(path).status for path in ("/", "/metrics/", "/../etc")] == [404] * 3
         methods = ("POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE")
         assert {served.ask("/metrics", method).status for method in methods} == {405}
 

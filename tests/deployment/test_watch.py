@@ -18,12 +18,14 @@ import pytest
 
 from fedmerge.cli.deploy.watch import RUN_ENDED_BADLY, watch
 from fedmerge.cli.manner import Outcome
-from fedmerge.config import read_toml
+from fedmerge.config import Flat, overlay, read_toml
+from fedmerge.deployment.flwr import NoAnswer
+from fedmerge.deployment.submission import deployed
 from fedmerge.deployment.watching import memory as memories
 from fedmerge.deployment.watching.fate import Fate, fate_of
-from fedmerge.deployment.watching.flower import Flower, NoAnswer
+from fedmerge.deployment.watching.flower import Flower
 from fedmerge.deployment.watching.place import Place, read_place
-from fedmerge.deployment.watching.supervise import Ending, Window, supervise, wanted
+from fedmerge.deployment.watching.supervise import Ending, Window, supervise
 from fedmerge.deployment.watching.watch import Habits, backoff_seconds
 from fedmerge.errors import CheckpointError, ConfigError
 from fedmerge.server.folder import RunFolder
@@ -48,7 +50,7 @@ def place(server: Path) -> Place:
 
 @pytest.fixture
 def flower(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> FakeFlower:
-    fake = FakeFlower(tmp_path / "bin", place.home)
+    fake = FakeFlower(tmp_path / "bin", place.server / "flwr")
     monkeypatch.setenv("PATH", fake.path)
     return fake
 
@@ -59,6 +61,10 @@ def recipe(tmp_path: Path) -> Path:
     base = f'[base]\nfingerprint = "{"ab" * 32}"\n'
     file.write_text('[run]\nname = "trial"\nrounds = 3\noutput = "trial"\n' + base)
     return file
+
+
+def wanted(place: Place, recipe: Path) -> Flat:
+    return deployed(overlay(recipe), place.server).flat
 
 
 class Desk:
@@ -83,7 +89,7 @@ class Desk:
     ) -> None:
         self.now, self.turn, self.turns, self.acts = 1000.0, 0, turns, dict(acts)
         self.place, self.lines = place, []
-        self.flat = None if recipe is None else wanted(place.home.parent, recipe)
+        self.flat = None if recipe is None else wanted(place, recipe)
         self.habits = Habits(TURN_SECONDS, attempts, self.rest, lambda: self.now)
 
     def rest(self, seconds: float) -> bool:
@@ -124,10 +130,10 @@ def test_a_run_is_submitted_and_completes(place, flower, recipe):
     assert ending.ended
     assert ending.memory.completed
     assert len(flower.submissions) == 1
-    sent = read_toml(place.home / "1000.toml")
+    sent = read_toml(flower.home / "1000.toml")
     assert sent["run.output"] == str(place.runs / "trial")
     assert (sent["run.resume"], sent["data.silos"]) == ("auto", "a")
-    assert (place.home / "1000.bundle").read_text().split() == ["LICENSE", "README.md", "pyproject.toml"]
+    assert (flower.home / "1000.bundle").read_text().split() == ["LICENSE", "README.md", "pyproject.toml"]
     assert desk.events == ["superlink-answers", "run-submitted", "run-running", "run-completed"]
 
 
@@ -138,7 +144,7 @@ def test_a_lost_run_is_submitted_again_on_the_same_folder(place, flower, recipe)
     assert ending.memory.completed
     assert ending.memory.runs == ("1000", "1001")
     assert ending.memory.resubmissions == 1
-    assert read_toml(place.home / "1001.toml") == read_toml(place.home / "1000.toml")
+    assert read_toml(flower.home / "1001.toml") == read_toml(flower.home / "1000.toml")
     assert desk.events.count("run-lost") == 1
     assert desk.events.count("run-resubmitted") == 1
 
@@ -185,7 +191,7 @@ def test_no_usable_answer_changes_nothing(place, flower, recipe, mode):
 def test_a_command_that_does_not_end_is_killed(place, flower):
     flower.mode("slow")
     with pytest.raises(NoAnswer, match=r"did not end within 0\.3 seconds"):
-        Flower(place.home, "study", timeout_seconds=0.3).runs()
+        Flower(place.server, "study", timeout_seconds=0.3).runs()
 
 
 def test_a_run_that_the_superlink_forgot_is_lost(place, flower, recipe):
@@ -225,10 +231,10 @@ def test_a_closed_round_gives_all_attempts_back(place, flower, recipe):
             close_round(place.runs / "trial", len(seen))
             flower.becomes("finished:failed", NO_HEARTBEAT)
 
-    desk = Desk(place, recipe, dict.fromkeys(range(1, 14), lose_after_a_round), attempts=2, turns=14)
+    desk = Desk(place, recipe, dict.fromkeys(range(1, 8), lose_after_a_round), attempts=2, turns=8)
     ending = desk.watch()
     assert not ending.ended
-    assert len(flower.submissions) > 4
+    assert len(flower.submissions) > 2
 
 
 def test_a_bundle_that_is_refused_ends_too(place, flower, recipe):
@@ -282,11 +288,11 @@ def test_a_submission_without_an_answer_is_not_made_twice(place, flower, recipe)
 
 def test_a_watcher_that_died_while_it_submitted_finds_its_run(place, flower, recipe):
     flower.add("3", "finished:completed")
-    flat = wanted(place.home.parent, recipe)
+    flat = wanted(place, recipe)
     place.runs.mkdir()
     memories.write(place.runs, memories.Memory(flat, submitting=("3",), in_a_row=1))
-    flower.add("4")
-    ending = Desk(place, recipe, {2: lambda: flower.becomes("finished:completed")}).watch()
+    late = {3: lambda: flower.add("4"), 4: lambda: flower.becomes("finished:completed")}
+    ending = Desk(place, recipe, late).watch()
     assert ending.memory.runs == ("4",)
     assert not flower.submissions
 
@@ -345,7 +351,7 @@ def watched(server: Path, recipe: Path, flower: FakeFlower, then: Act) -> Outcom
     thread = threading.Thread(target=wait)
     thread.start()
     try:
-        return watch(server, recipe, metrics="", every=0.2, attempts=6, margin=120, linger=0)
+        return watch(server, str(recipe), metrics="", every=0.2, attempts=6, margin=120, linger=0)
     finally:
         thread.join()
 

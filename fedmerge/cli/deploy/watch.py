@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedmerge.cli import recipe
 from fedmerge.cli.manner import Outcome
 from fedmerge.cli.options import NO_SETS, Sets
+from fedmerge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedmerge.config import Flat
     from fedmerge.deployment.watching.supervise import Ending
 
 RUN_ENDED_BADLY = 3
@@ -25,13 +28,16 @@ RUN_ENDED_BADLY = 3
 
 def watch(
     server: Annotated[Path, typer.Argument(help="The server's folder, which `deploy init` wrote.")],
-    recipe: Annotated[
-        Path | None,
+    simulation: Annotated[
+        str,
         typer.Argument(
-            metavar="[RUN.toml]", help="The run; default: the one watched last.", show_default=False
+            metavar="[RUN.toml]",
+            help="A recipe: a path or a packaged name; default: the run that was watched last.",
+            show_default=False,
         ),
-    ] = None,
+    ] = "",
     *,
+    strategy: Annotated[str, typer.Option(help="A strategy: a path, or the name of a packaged one.")] = "",
     sets: Sets = NO_SETS,
     metrics: Annotated[
         str | None,
@@ -48,17 +54,29 @@ def watch(
 ) -> Outcome:
     """Submit a run, submit it again when it was lost, never twice at once; serve /metrics and /health."""
     from fedmerge.deployment.watching.place import read_place
-    from fedmerge.deployment.watching.supervise import Window, supervise, wanted
+    from fedmerge.deployment.watching.supervise import Window, supervise
     from fedmerge.deployment.watching.watch import Habits
 
     place = read_place(server)
-    flat = None if recipe is None else wanted(server, recipe, sets)
+    flat = _wanted(place.server, simulation, strategy, sets)
     window = Window(place.metrics if metrics is None else metrics, margin, linger)
     stop = Event()
     caught: list[int] = []
     with _signals(stop, caught):
         ending = supervise(place, flat, Habits(every, attempts, stop.wait), window, _line)
     return _outcome(ending, caught)
+
+
+def _wanted(server: Path, simulation: str, strategy: str, sets: Sequence[str]) -> Flat | None:
+    """The run-config as it is submitted, the same at every attempt; None for the run watched last."""
+    if not simulation:
+        if strategy or sets:
+            raise ConfigError("--strategy and --set change a recipe: name it")
+        return None
+    config = recipe.read(simulation, strategy, sets)
+    from fedmerge.deployment.submission import deployed
+
+    return deployed(config.flat, server).flat
 
 
 @contextmanager

@@ -19,16 +19,16 @@ class Place:
 
     Args:
         federation: its name, which is also that of Flower's connection.
+        server: the folder that describes it.
         runs: parent of the run folders; holds the watcher's own files, too.
-        home: FLWR_HOME of the `flwr` commands.
         address: of the SuperLink, "host:port".
         certificate: of the CA that signed the SuperLink's; None where the connection has no TLS.
         metrics: where /metrics and /health are served, "host:port"; "" for nowhere.
     """
 
     federation: str
+    server: Path
     runs: Path
-    home: Path
     address: str
     certificate: Path | None
     metrics: str = DEFAULT_METRICS
@@ -40,23 +40,20 @@ class Place:
 
 
 def read_place(server: Path) -> Place:
-    """The place that a server's folder describes.
-
-    Args:
-        server: the folder with `server.toml` and `flwr/`, or that file itself.
+    """The place that a server's folder, with `server.toml` and `flwr/`, describes.
 
     Raises:
         ConfigError: a file is missing or can't be read, or a key is missing or of another type.
     """
-    file = server / SERVER_FILE if server.is_dir() else server
+    server = server.expanduser().absolute()
+    file = server / SERVER_FILE
     table = _read(file)
     federation = _text(table, "federation", file)
-    home = file.parent / "flwr"
-    address, certificate = _connection(home / "config.toml", federation)
+    address, certificate = _connection(server / "flwr" / "config.toml", federation)
     return Place(
         federation=federation,
-        runs=(file.parent / _text(table, "runs", file)).expanduser().absolute(),
-        home=home.absolute(),
+        server=server,
+        runs=(server / Path(_text(table, "runs", file)).expanduser()).absolute(),
         address=address,
         certificate=certificate,
         metrics=_text(table, "metrics", file, DEFAULT_METRICS),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from fedmerge.config import Config, Flat, overlay
+from fedmerge.config import Config, Flat
 from fedmerge.deployment import health
 from fedmerge.deployment.metrics import registry
 from fedmerge.deployment.serving import serving
-from fedmerge.deployment.submission import deployed
 from fedmerge.deployment.watching import memory as memories
 from fedmerge.deployment.watching.flower import Flower
 from fedmerge.deployment.watching.journal import Journal
@@ -51,18 +49,6 @@ class Ending:
     ended: bool
 
 
-def wanted(server: Path, recipe: Path, sets: Sequence[str] = ()) -> Flat:
-    """The run-config that a recipe describes, as a server's folder submits it.
-
-    It always goes on with what the run's folder holds of it (`run.resume = "auto"`): the first attempt of a
-    watcher may follow one of a watcher before.
-
-    Raises:
-        ConfigError: the recipe, or the folder, can't be read or used.
-    """
-    return deployed(overlay(recipe, sets=sets), server).flat
-
-
 def supervise(
     place: Place,
     flat: Flat | None,
@@ -86,7 +72,7 @@ def supervise(
     with memories.only_one(place.runs):
         memory = _recalled(place, flat)
         journal = Journal(write, memory.folder.name)
-        watcher = Watcher(place, memory, Flower(place.home, place.federation), journal, habits)
+        watcher = Watcher(place, memory, Flower(place.server, place.federation), journal, habits)
         probe = health.Probe(place.health, place.certificate)
         limit = limit_seconds(memory.checked(), window.margin_seconds)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fedmerge.deployment.figures import Figures, Following
+from fedmerge.deployment.flwr import PATIENCE_SECONDS, NoAnswer
 from fedmerge.deployment.watching import memory as memories
 from fedmerge.deployment.watching.fate import Fate
-from fedmerge.deployment.watching.flower import Flower, NoAnswer, Run
+from fedmerge.deployment.watching.flower import Flower, Run
 from fedmerge.deployment.watching.journal import Journal
 from fedmerge.deployment.watching.memory import Memory
 from fedmerge.deployment.watching.place import Place
@@ -66,9 +67,11 @@ class Watcher:
         self.memory = memory
         self._runs, self._flower, self._journal, self._habits = place.runs, flower, journal, habits
         self._following = Following(memory.folder)
-        self._due = habits.clock()
-        self.view = View(resubmissions=memory.resubmissions, since=habits.clock())
-        self._look()
+        # A submission of a watcher that was killed can still be on its way.
+        under_way = memory.submitting is not None
+        self._due = habits.clock() + (PATIENCE_SECONDS if under_way else 0.0)
+        figures = self._following.read()
+        self.view = View(resubmissions=memory.resubmissions, since=habits.clock(), figures=figures)
 
     def watch(self) -> bool:
         """Keep the run going until it has ended, or the watch is to end.
@@ -197,13 +200,11 @@ class Watcher:
 
     def _reconcile(self, known: tuple[str, ...]) -> None:
         """Learn from Flower's list whether a submission without an answer was taken."""
-        if self._habits.clock() < self._due:
-            return
         new = [run.id for run in self._flower.runs() if run.id not in known]
         self._answered()
         if new:
             self._took(new[0], "run-found", f"run {new[0]} is the one whose submission got no answer")
-        else:
+        elif self._habits.clock() >= self._due:
             self._remember(replace(self.memory, submitting=None))
 
     def _took(self, run_id: str, event: str, sentence: str) -> None:
