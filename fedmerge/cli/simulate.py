@@ -33,7 +33,7 @@ class Engine(StrEnum):
     flower = "flower"
 
 
-def simulate(
+def simulate(  # noqa: PLR0917 (arguments and options of a command)
     simulation: Simulation = "",
     strategy: Annotated[str, typer.Option(help="A strategy: a path, or the name of a packaged one.")] = "",
     sets: Sets = NO_SETS,

@@ -86,7 +86,9 @@ class Asker:
         round: int,
         seconds: float | None = None,
     ) -> list[Message]:
-        """A train message for each silo that has a node, in the order of `asked.nodes`; it lives as long as the round.
+        """A train message for each silo that has a node, in the order of `asked.nodes`.
+
+        A message lives as long as the round.
 
         Args:
             asked: whom the round asks.

@@ -96,8 +96,8 @@ class Books:
             self.folder.write_round(
                 report.round, broadcast, optimizer=optimizer, state=state, recorded=recorded
             )
-            if not recorded and report.round != self.keeping.until_finished:
-                self.folder.forget_replies(report.round)
+            if report.round != self.keeping.until_finished:
+                self.folder.forget_replies(report.round, recorded=recorded)
         report.seconds["write"] = report.seconds.get("write", 0.0) + time.monotonic() - began
         self.publish(report)
 

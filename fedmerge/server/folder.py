@@ -187,11 +187,11 @@ class RunFolder:
                 hashes[name] = storage.write_tensors(path, tensors, silo)
         return hashes
 
-    def forget_replies(self, round: int) -> None:
-        """Remove what a round merged."""
+    def forget_replies(self, round: int, *, recorded: bool = False) -> None:
+        """Remove what a round merged, or where it is recorded what only says that it is all there."""
         folder = self.round_folder(round)
         with storage.writing(folder):
-            for name in _OF_REPLIES:
+            for name in _OF_REPLIES[: 1 if recorded else None]:
                 storage.remove(folder / name)
 
     def write_adapter(

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedmerge.server import logbook, storage
-from fedmerge.server.chain import STATE, Damage, Link, numbers
+from fedmerge.server.chain import STATE, Damage, numbers
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.saved import Saved
 from fedmerge.server.strategy import MergeStrategy
@@ -30,8 +30,9 @@ def take_up(folder: RunFolder, saved: Saved) -> None:
             if number > saved.round:
                 _clear(folder.round_folder(number), number, saved)
     for link in saved.links:
-        if not _keeps(link, saved):
-            folder.forget_replies(link.round)
+        if saved.closed is None or link is not saved.links[-1]:
+            recorded = any(name.startswith("deltas/") for name in link.state["sha256"])
+            folder.forget_replies(link.round, recorded=recorded)
     folder.go_on(saved.links[-1].digest, saved.begun["environment"])
 
 
@@ -75,9 +76,3 @@ def _set_aside(place: Path, damage: Damage) -> None:
         name = f"{place.name}.damaged-{count}"
     place.rename(place.with_name(name))
     logger.warning("%s is set aside as %s, and the round is run again: %s", place, name, damage)
-
-
-def _keeps(link: Link, saved: Saved) -> bool:
-    """Whether the replies of a closed round stay: they are recorded, or needed still."""
-    recorded = any(name.startswith("deltas/") for name in link.state["sha256"])
-    return recorded or (saved.closed is not None and link is saved.links[-1])

@@ -25,6 +25,7 @@ from fedmerge.wire.tensorfile import sync_folder, write_file, write_files
 
 Scalar = str | int | float | bool
 LOCK = ".lock"
+IN_USE = "is in use by another run"
 _HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
@@ -51,6 +52,14 @@ def lock(folder: Path) -> IO[str]:
         CheckpointError: another process has it.
     """
     handle = (folder / LOCK).open("a", encoding="utf-8")
+    if not try_lock(handle):
+        handle.close()
+        raise CheckpointError(f"{folder} {IN_USE}")
+    return handle
+
+
+def try_lock(handle: IO[str]) -> bool:
+    """Whether an open file could be locked; the lock goes when the file is closed."""
     try:
         import fcntl  # noqa: PLC0415 (not on Windows, where one writer is not enforced)
 
@@ -58,9 +67,8 @@ def lock(folder: Path) -> IO[str]:
     except ImportError:  # pragma: no cover
         pass
     except BlockingIOError:
-        handle.close()
-        raise CheckpointError(f"{folder} is in use by another run") from None
-    return handle
+        return False
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> str:

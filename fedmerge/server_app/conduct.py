@@ -191,8 +191,7 @@ def _rounds_and_scores(run: _Run, strategy: MergeStrategy, clock: Clock) -> dict
     result = ended.result(errands.traffic, clock.seconds) | written
     result["unscored"] = sorted(set(run.silos.roster.names) - set(scores.metrics))
     run.observer.finished(result)
-    if not run.config.run.record:
-        run.folder.forget_replies(rounds)
+    run.folder.forget_replies(rounds, recorded=run.config.run.record)
     return result
 
 
