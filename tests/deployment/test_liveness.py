@@ -15,16 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fedmerge.deployment.watching.flower import Flower
+
 from .live import Live, federation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 A, B, C = "hospital-a", "hospital-b", "hospital-c"
 
 
 def patience() -> float:
     """A deadline that a round without faults meets, however busy this machine is."""
-    return 45.0 + 8.0 * os.getloadavg()[0] / (os.cpu_count() or 1)
+    return 60.0 + 20.0 * os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def reports(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def seen(live: Live, folder: Path, event: str, round: int, seconds: float = 400) -> None:
+def seen(live: Live, folder: Path, event: str, round: int, seconds: float = 900) -> None:
     """Wait until an event of a round stands in the run's folder."""
 
     def there() -> bool:
@@ -80,7 +82,7 @@ def seen(live: Live, folder: Path, event: str, round: int, seconds: float = 400)
     live.wait_for(there, f"{event} {round} of {folder.name}", seconds)
 
 
-def ended(live: Live, run: str, seconds: float = 600) -> str:
+def ended(live: Live, run: str, seconds: float = 1500) -> str:
     """Flower's status of a run, as soon as it has ended."""
     end, folder, asked = time.monotonic() + seconds, live.folder(run), time.monotonic()
     while time.monotonic() < end:
@@ -165,7 +167,7 @@ def test_a_client_that_is_killed_costs_one_round(whole: Path) -> None:
 
 @pytest.mark.fault(33)
 def test_a_node_that_is_killed_comes_back_and_gives_the_same_bytes(live: Live, whole: Path) -> None:
-    run = live.submit(**settings(2, quorum=1.0, name="killed", **{"strategy.deadline-seconds": 600.0}))
+    run = live.submit(**settings(2, quorum=1.0, name="killed", **{"strategy.deadline-seconds": 1200.0}))
     folder = live.folder(run)
     for round, first_seconds in ((1, 4.0), (2, 90.0)):
         seen(live, folder, "round_started", round)
@@ -200,7 +202,8 @@ def test_below_the_quorum_the_run_ends(live: Live) -> None:
     live.wait_for(lambda: live.online() == 2, "two nodes are left")
     run = live.submit(**settings(1, quorum=1.0, name="two", **{"strategy.wait-seconds": 20.0}))
     assert ended(live, run) == "finished:failed"
-    logged = live.log("server-superexec")
-    assert "2 of 3 silos can take part, the quorum of 1 wants 3; 'hospital-a': it did not answer" in logged
+    told = Flower(live.server, live.made.name).find(run)
+    assert told is not None and "2 of 3 silos can take part, the quorum of 1 wants 3" in told.details
+    assert "'hospital-a': it did not answer" in told.details
     live.start(f"supernode/{A}")
     live.wait_for(lambda: live.online() == 3, "the third is back")
