@@ -20,6 +20,9 @@ from fedmerge.wire.protocol import Instruction, instruction_content
 SILO_SHARE = 0.9
 """Share of the round's deadline that a silo may compute for; the rest is for the way back."""
 
+SHORTEST_ANSWER_SECONDS = 60.0
+"""A node that came anew may take at least so long to say who it is; each is asked once."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -113,11 +116,15 @@ class Asker:
             for order, node in zip(orders, asked.nodes.values(), strict=True)
         ]
 
-    def await_nodes(self, grid: Grid, silos: Sequence[str], wait_seconds: float) -> dict[str, int]:
-        """The nodes of those of `silos` that are connected, as soon as one is; none after `wait_seconds`."""
-        if self.roster is None or wait_seconds <= 0:
+    def await_nodes(self, grid: Grid, silos: Sequence[str], left_seconds: float) -> dict[str, int]:
+        """The nodes of those of `silos` that are connected, as soon as one is.
+
+        Nobody's where none came within the settings' wait, or what is left of the round.
+        """
+        if self.roster is None or left_seconds <= 0:
             return {}
-        connected = self._find(grid, silos, 1, wait_seconds)
+        wait = min(self.settings.wait_seconds, left_seconds)
+        connected = self._find(grid, silos, Patience(1, wait, left_seconds))
         return self.roster.assign(silos, connected)  # as it is by now
 
     def evaluate(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, round: int) -> list[Message]:
@@ -175,13 +182,18 @@ class Asker:
         assert self.roster is not None  # only a run with a roster ends with scores
         expected = [silo for silo in self.roster.names if silo not in absent]
         if not self.roster.shared:
-            self._find(grid, expected, len(expected), self.settings.wait_seconds)
+            self._find(grid, expected, self._patience(len(expected)))
         return self.roster
 
-    def _find(self, grid: Grid, silos: Sequence[str], enough: int, wait_seconds: float) -> list[int]:
-        """Wait until `enough` of the silos are there, wherever they are now; the connected nodes."""
+    def _patience(self, enough: int) -> Patience:
+        """As the settings say; a stranger has time to start a process whatever they say."""
+        wait = self.settings.wait_seconds
+        answer = min(self.settings.deadline_seconds, max(wait, SHORTEST_ANSWER_SECONDS))
+        return Patience(enough, wait, answer)
+
+    def _find(self, grid: Grid, silos: Sequence[str], patience: Patience) -> list[int]:
+        """Wait until enough of the silos are there, wherever they are now; the connected nodes."""
         assert self.roster is not None
-        patience = Patience(enough, wait_seconds, min(wait_seconds, self.settings.deadline_seconds))
         self.roster, connected = self.returns.find(grid, self.roster, silos, patience)
         return connected
 
@@ -196,7 +208,7 @@ class Asker:
         need = quorum_of(len(silos), settings.quorum)
         known = len(silos) if roster.shared else len(roster.assign(silos, tuple(roster.homes.values())))
         wanted = max(need, known) if round == self.first else need
-        connected = self._find(grid, silos, wanted, settings.wait_seconds)
+        connected = self._find(grid, silos, self._patience(wanted))
         roster = self.roster or roster  # where the silos are by now
         nodes = roster.assign(silos, connected)
         absent = {silo: roster.misfits.get(silo, NOT_CONNECTED) for silo in silos if silo not in nodes}

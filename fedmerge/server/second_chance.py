@@ -39,7 +39,7 @@ class SecondChance:
 
     def __call__(self, silos: Sequence[str]) -> tuple[Sent, Iterable[Message]]:
         """Ask those of `silos` whose nodes are there, as soon as there is one; nobody where time is over."""
-        nodes = self.asker.await_nodes(self.grid, silos, min(self.asker.settings.wait_seconds, self._left))
+        nodes = self.asker.await_nodes(self.grid, silos, self._left)
         if not nodes or self._left <= 0:
             return (), ()
         again = replace(self.asked, nodes=nodes)
