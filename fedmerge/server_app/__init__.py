@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmerge import logs
 from fedmerge.config import read_config
+from fedmerge.server.heap import return_freed_memory
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.authority import authority
 from fedmerge.server_app.conduct import conduct
@@ -28,6 +29,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
     logs.configure("server", run=str(context.run_id))
+    return_freed_memory()
     with spoken():
         config = read_config(context.run_config)
         bound_retries(grid)
