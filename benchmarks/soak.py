@@ -30,10 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from fedmerge import client_app
 from fedmerge.config import defaults, read_config
 from fedmerge.engine.local import run_local
 from fedmerge.server.observer import Silent
+from fedmerge.silo import worker
 
 LIMITS = {"memory": 64_000.0, "descriptors": 0.01, "threads": 0.01}
 """Growth in a round: bytes, and counts."""
@@ -123,7 +123,7 @@ def main() -> int:
     given = reader.parse_args()
     from engine import IdleWorker
 
-    client_app.Worker = IdleWorker  # type: ignore[misc]
+    worker.Worker = IdleWorker  # type: ignore[misc]
     place, began = Path(tempfile.mkdtemp(prefix="fedmerge-soak-")), time.perf_counter()
     try:
         seen = soak(given.rounds, place / "run")
