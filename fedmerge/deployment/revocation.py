@@ -11,7 +11,7 @@ from fedmerge.deployment.office import REVOKED, ROSTER, Office, open_office
 from fedmerge.deployment.roster import roster_text
 from fedmerge.deployment.writing import File, replace_files
 
-_SECONDS = 120.0
+_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

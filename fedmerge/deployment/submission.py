@@ -19,7 +19,7 @@ from fedmerge.deployment.roster import read_members
 from fedmerge.engine.bundle import write_bundle
 from fedmerge.errors import ConfigError, RoundFailed
 
-_FLWR_SECONDS = 120.0
+_FLWR_SECONDS = 300.0
 
 
 def deployed(flat: Flat, server: Path) -> Config:
