@@ -258,7 +258,7 @@ class Live:
         asked = time.monotonic()
         while time.monotonic() < end:
             ended = (self.folder(run) / "result.json").is_file() or not self.alive("superlink")
-            if time.monotonic() - asked > (3 if ended else 40):
+            if time.monotonic() - asked > (3 if ended else 90):
                 status = self.status(run)
                 if status.startswith("finished"):
                     return status
