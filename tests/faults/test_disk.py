@@ -99,6 +99,7 @@ def test_the_disk_refuses_from_some_change_on(undisturbed, tmp_path, reason):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(39)
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
 def test_the_disk_refuses_from_any_change_on(undisturbed, tmp_path, reason):

@@ -29,7 +29,7 @@ Flat = dict[str, Any]
 
 
 class Notes(Silent):
-    """What an observer is told of; Ctrl-C at a reply of a round."""
+    """What an observer is told of; Ctrl-C at a silo's reply in a round, or at the first one."""
 
     def __init__(self, stop: tuple[int, str] | None = None) -> None:
         self.told: list[Any] = []
@@ -39,7 +39,7 @@ class Notes(Silent):
         self.told.append("run_started")
 
     def reply(self, round, silo, outcome, metrics):
-        if self.stop == (round, silo):
+        if self.stop in ((round, silo), (round, "")):
             raise KeyboardInterrupt
 
     def round_closed(self, report):
@@ -57,7 +57,7 @@ def go(flat: Flat, observer=None, answer=serve, nodes=(7,)) -> dict[str, Any]:
 
 def test_observers_are_told_the_earlier_rounds_again_and_of_a_finished_run_nothing(tiny_base, tmp_path):
     flat = flat_of(tmp_path / "run", tiny_base)
-    first, second, third = Notes((3, "b")), Notes(), Notes()
+    first, second, third = Notes((3, "")), Notes(), Notes()
     with pytest.raises(KeyboardInterrupt):
         go(flat, first)
     go(flat, second)
@@ -73,7 +73,7 @@ def test_observers_are_told_the_earlier_rounds_again_and_of_a_finished_run_nothi
 def test_a_tracker_of_a_resumed_run_has_each_round_once(tiny_base, tmp_path):
     pytest.importorskip("tensorboard", reason="the extra is not installed")
     flat = flat_of(tmp_path / "run", tiny_base, run__trackers="tensorboard")
-    for stop in ((2, "b"), (4, "b"), None):
+    for stop in ((2, ""), (4, ""), None):
         with tracked(read_config(flat), Notes(stop)) as observer:
             try:
                 go(flat, observer)
