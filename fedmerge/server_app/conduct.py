@@ -182,7 +182,7 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     ended = outcome.Ended(run.config, run.silos, strategy, candidates, scores)
     personal = run.silos.roster.names if run.silos.roster.shared else ()
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
-    result = ended.result(errands.traffic, clock.seconds) | written
+    result = ended.result(errands.traffic, clock.seconds) | written | resumption.seal(written["adapter"])
     run.observer.finished(result)
     run.folder.forget_replies(rounds, recorded=run.config.run.record)
     return result
