@@ -21,7 +21,7 @@ from .live import SMALL, Live, federation, free_ports
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SILOS = ("hospital-a", "hospital-b")
-ROUNDS = 3
+ROUNDS = 2
 PATIENT = SMALL | {"strategy.deadline-seconds": 900.0, "strategy.wait-seconds": 600.0, "run.rounds": ROUNDS}
 DOWN_SECONDS = 75.0  # Flower gives a silent ServerApp up after 60
 
