@@ -18,8 +18,9 @@ from flwr.clientapp import ClientApp
 
 from fedmerge.adapters import Adapter, Lora
 from fedmerge.config import Config, read_config
-from fedmerge.errors import ConfigError, WireError
+from fedmerge.errors import ConfigError, FedMergeError, WireError
 from fedmerge.rules.statistics import STATISTICS
+from fedmerge.silo.credentials import Credentials
 from fedmerge.silo.data import SiloData, load_own, load_silos
 from fedmerge.silo.order import Order
 from fedmerge.silo.private import PrivateStates
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 # Versions that can change bits: told to the server, which writes them down.
 REPORTED = ("fedmerge", "flwr", "torch", "transformers", "peft")
 OWN_SILO = "silo"  # the node-config key that makes a node one silo
+OWN_SITE = "site"  # the node-config key of the site's own file, which may name keys for signatures
 OWN_STATE = "state"  # the node-config key of the folder in which it keeps private tensors
 
 app = ClientApp()
@@ -181,13 +183,26 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _answer(message: Message, context: Context, work: Callable[[Station, RecordDict], RecordDict]) -> Message:
-    """The reply; where the work raises, one that says so. A traceback stays in this node's log."""
+    """The reply; where the work raises, one that says so. A traceback stays in this node's log.
+
+    A site with keys looks who asks before it loads anything, and signs whatever it answers.
+    """
+    credentials = None
     try:
+        credentials = _credentials(context)
+        if credentials is not None:
+            credentials.check(message)
         content = work(station(context), message.content)
     except Exception as err:
         logger.exception("a %s message failed", message.metadata.message_type)
         content = failure_content(_failure(message.content, context, err))
-    return Message(content, reply_to=message)
+    return Message(credentials.sign(content, message) if credentials else content, reply_to=message)
+
+
+def _credentials(context: Context) -> Credentials | None:
+    """What the site's own file names; None in simulations, and where it names no keys."""
+    path = str(context.node_config.get(OWN_SITE, "")).strip()
+    return Credentials.of_site(Path(path).expanduser()) if path else None
 
 
 def _failure(content: RecordDict, context: Context, err: Exception) -> Sender:
@@ -196,9 +211,15 @@ def _failure(content: RecordDict, context: Context, err: Exception) -> Sender:
         instruction = read_instruction(content)
     except WireError:
         instruction = Instruction()
-    sentence = "" if OWN_SILO in context.node_config else str(err)
+    deployed = bool({OWN_SILO, OWN_SITE} & context.node_config.keys())
     silo = instruction.silo or str(context.node_config.get(OWN_SILO, ""))
-    return Sender(silo=silo, round=instruction.round, failure=type(err).__name__, sentence=sentence)
+    return Sender(
+        silo=silo,
+        round=instruction.round,
+        failure=type(err).__name__,
+        sentence="" if deployed else str(err),
+        code=str(getattr(err, "code", "")) if isinstance(err, FedMergeError) else "",
+    )
 
 
 def _describe(here: Station, content: RecordDict) -> RecordDict:

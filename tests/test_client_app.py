@@ -1,14 +1,18 @@
 import json
+import time
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, RecordDict
 
 from fedmerge import client_app
 from fedmerge.config import read_config
 from fedmerge.engine.identity import server_identity, stamp
 from fedmerge.silo.lora import initial_adapter
+from fedmerge.wire.payloads import message_payload, put_signature, reply_payload
 from fedmerge.wire.protocol import (
+    CONFIG,
     FEDMERGE,
     METRICS,
     Instruction,
@@ -17,6 +21,7 @@ from fedmerge.wire.protocol import (
     read_sender,
 )
 from fedmerge.wire.records import from_record, to_record
+from fedmerge.wire.signatures import load_key, new_key, public_text, sign, verify
 
 
 def ask(message_type, content, flat, node_config=None):
@@ -129,3 +134,77 @@ def test_the_worker_is_kept_for_one_config_and_made_anew_for_another(tiny_flat):
     assert made(flat) is first
     assert made(other) is not first
     assert len(client_app._stations) == 1
+
+
+FEDERATION = "heart-study"
+
+
+@pytest.fixture
+def server_key():
+    return Ed25519PrivateKey.generate()
+
+
+@pytest.fixture
+def site(own, tmp_path, server_key):
+    """The node-config of a silo that signs, and believes one server."""
+    (tmp_path / "signing.key").touch(mode=0o600)
+    (tmp_path / "signing.key").write_bytes(new_key())
+    (tmp_path / "site.toml").write_text(
+        f'silo = "hospital-a"\nfederation = "{FEDERATION}"\nsigning-key = "signing.key"\n'
+        f'server-key = "{public_text(server_key)}"\n'
+    )
+    return own | {"site": str(tmp_path / "site.toml")}
+
+
+def signed(content, kind, key, *, federation=FEDERATION, age=0):
+    """The content as the server signs it."""
+    content.setdefault(CONFIG, Instruction().to_config())
+    issued = int(time.time()) - age
+    instruction = Instruction(federation=federation, nonce="n", issued=issued, lifetime_seconds=60.0)
+    instruction.seal(content[CONFIG])
+    put_signature(content, CONFIG, sign(key, message_payload(content, kind, federation)))
+    return content
+
+
+def proven(content, kind, tmp_path):
+    public = load_key(tmp_path / "signing.key").public_key()
+    payload = reply_payload(content, kind, FEDERATION)
+    return verify(public, payload, read_sender(content).signature)
+
+
+def test_a_silo_with_keys_signs_whatever_it_answers(flat, site, server_key, tmp_path):
+    wish = order(flat, silo="hospital-a", run="r", also=["base"])
+    for kind, content in (("query", RecordDict()), ("train", wish), ("evaluate", wish)):
+        reply = ask(kind, signed(content, kind, server_key), flat, site)
+        sender = read_sender(reply)
+        assert (sender.failure, sender.silo, sender.nonce) == ("", "hospital-a", "n")
+        assert proven(reply, kind, tmp_path)
+        assert not proven(reply, "other", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (lambda content, key: content, "signature/missing"),
+        (lambda content, key: signed(content, "evaluate", key), "signature/forged"),
+        (lambda content, key: signed(content, "train", Ed25519PrivateKey.generate()), "signature/forged"),
+        (lambda content, key: signed(content, "train", key, federation="lungs"), "signature/federation"),
+        (lambda content, key: signed(content, "train", key, age=500), "signature/expired"),
+        (lambda content, key: signed(content, "train", key, age=-500), "signature/clock"),
+    ],
+)
+def test_a_silo_with_keys_loads_nothing_for_whoever_is_not_its_server(flat, site, server_key, tmp_path, case):
+    spoil, code = case
+    client_app._stations.clear()
+    content = spoil(order(flat, silo="hospital-a"), server_key)
+    reply = ask("train", content, flat, site)
+    sender = read_sender(reply)
+    assert (sender.failure, sender.sentence, sender.code) == ("MessageRefused", "", code)
+    assert sender.silo == "hospital-a" and proven(reply, "train", tmp_path)
+    assert not client_app._stations
+
+
+def test_a_site_that_can_not_sign_says_so_unsigned(flat, site, tmp_path):
+    (tmp_path / "signing.key").chmod(0o644)
+    sender = read_sender(ask("query", RecordDict(), flat, site))
+    assert (sender.failure, sender.sentence, sender.signature) == ("ConfigError", "", "")

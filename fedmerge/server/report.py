@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,8 @@ class RoundReport:
         admitted: by silo: examples, weight, norm of the delta, and what it measured.
         refused: the replies dropped, and why.
         missing: the silos that were asked and did not answer, or whose node was not connected.
-        flagged: by silo, what is odd about an admitted delta: "all zero", "shortened to 0.01".
+        flagged: by silo, what is odd about an admitted delta: "all zero", "shortened to 0.01",
+            "counts as 500 of 9000 rows".
         received: scores of the round's broadcast, that is of what the round before made.
         merge: what the merge reports.
         bytes_down: of the instructions' content.
@@ -39,6 +41,7 @@ class RoundReport:
             replies, with no silo trained on from it. By name: metric, mean, worst, and "silos" (by silo) or
             "server"; or "error". Empty where they are not scored in every round.
         shadow_bytes: of the messages that had the silos score them, "down" and "up".
+        refusals: how many replies were dropped, by the code of the reason, "reply/forged".
     """
 
     round: int
@@ -56,6 +59,7 @@ class RoundReport:
     rejected: str = ""
     shadows: dict[str, dict[str, Any]] = field(default_factory=dict)
     shadow_bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0})
+    refusals: dict[str, int] = field(default_factory=dict)
 
     def admit(self, replies: Sequence[Admitted], weights: Sequence[float]) -> None:
         """Note the admitted replies and what each counts."""
@@ -67,7 +71,17 @@ class RoundReport:
                 "metrics": dict(reply.metrics),
             }
             if reply.norm == 0:
-                self.flagged[reply.silo] = "all zero"
+                self.flag(reply.silo, "all zero")
+
+    def flag(self, silo: str, what: str) -> None:
+        """Note what is odd about a reply that is admitted."""
+        before = self.flagged.get(silo)
+        self.flagged[silo] = f"{before}; {what}" if before else what
+
+    def refuse(self, refused: Iterable[Refusal]) -> None:
+        """Note the replies dropped, and count them."""
+        self.refused = sorted(refused, key=lambda refusal: (refusal.silo, refusal.reason))
+        self.refusals = dict(sorted(Counter(refusal.code for refusal in self.refused).items()))
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python, as observers get it."""

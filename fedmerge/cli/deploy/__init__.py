@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from fedmerge.cli.deploy import init, revoke, rotate, submit, watch
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -18,3 +19,10 @@ app = typer.Typer(
 
 def _add(name: str, command: Callable[..., Any]) -> None:
     app.command(name, cls=Command)(command)
+
+
+_add("init", init.init)
+_add("rotate", rotate.rotate)
+_add("revoke", revoke.revoke)
+_add("submit", submit.submit)
+_add("watch", watch.watch)
