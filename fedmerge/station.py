@@ -163,10 +163,12 @@ def opened(config: Config, site: Site | None) -> Station:
     )
     base = dataclasses.replace(config.silo.base, model=site.base or config.silo.base.model)
     config = dataclasses.replace(config, silo=dataclasses.replace(config.silo, base=base))
-    station = Station(config, {}, site)
+    silos: dict[str, SiloData] = {}
+    station = Station(config, silos, site)
     _ = station.fingerprint  # refused, if need be, before rows are read
     own = load_own(config.silo.data, {"silo": site.silo, "data": site.data})
-    return Station(config, {own.name: own}, site)
+    silos[own.name] = own
+    return station
 
 
 def describe(here: Station, content: RecordDict, lifetime: Lifetime) -> RecordDict:

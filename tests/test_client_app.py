@@ -12,6 +12,7 @@ from fedmerge import client_app
 from fedmerge.config import read_config
 from fedmerge.engine.identity import server_identity, stamp
 from fedmerge.silo.lora import initial_adapter
+from fedmerge.wire.payloads import reply_payload
 from fedmerge.wire.protocol import (
     FEDMERGE,
     METRICS,
@@ -21,6 +22,7 @@ from fedmerge.wire.protocol import (
     read_sender,
 )
 from fedmerge.wire.records import from_record, to_record
+from fedmerge.wire.signatures import load_public, new_key, public_text, verify
 
 
 def ask(message_type, content, flat, node_config=None, *, age=0, ttl=None):
@@ -328,3 +330,23 @@ def test_a_process_that_is_told_to_end_does(kind, flat, site, monkeypatch):
     monkeypatch.setattr("fedmerge.silo.worker.fit", end)
     with pytest.raises(kind):
         ask("train", order(flat, silo=""), flat, site())
+
+
+def test_a_site_with_keys_answers_its_server_alone_and_signs_every_reply(flat, site, tmp_path):
+    key = tmp_path / "signing.key"
+    key.write_bytes(new_key())
+    key.chmod(0o600)
+    signed = {"federation": "study", "signing-key": "signing.key", "server-key": public_text(new_key())}
+    node = site(**signed)
+    content = ask("train", order(flat, silo="hospital-a", round=2), flat, node)
+    sender = read_sender(content)
+    assert (sender.failure, sender.code, sender.round) == ("MessageRefused", "signature/missing", 2)
+    public = load_public(public_text(key.read_bytes()))
+    assert verify(public, reply_payload(content, "train", "study"), sender.signature)
+    (line,) = departures(tmp_path)
+    assert line["records"]["fedmerge"]["values"]["signature"] == sender.signature
+    assert (line["to"], line["code"]) == ("study", "signature/missing")
+    assert "no signature of the server" in line["sentence"]
+    content = ask("query", RecordDict(), flat, site(log="/dev/full", **signed))
+    assert read_sender(content).code == "site/log"
+    assert verify(public, reply_payload(content, "query", "study"), read_sender(content).signature)
