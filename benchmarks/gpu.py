@@ -41,6 +41,7 @@ RULES = {
     "dare": f"dare(density={DENSITY})",
     "dare_ties": f"dare_ties(density={DENSITY})",
 }
+PARTS = ("kernels", "host", "product")
 TARGETS = {"ties": ("times its floor", 2.0), "host": ("s", 1.0), "product": ("s", 0.1)}
 
 
@@ -273,6 +274,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--interpret", action="store_true", help="Triton's interpreter, without a GPU")
     parser.add_argument("--small", action="store_true", help="next to nothing: does it run at all")
     parser.add_argument("--repeats", type=int, default=0)
+    parser.add_argument(
+        "--only", nargs="*", default=PARTS, choices=PARTS, metavar="PART", help="of " + ", ".join(PARTS)
+    )
     parser.add_argument("--json", type=Path, help="where to write every measurement")
     return parser.parse_args()
 
@@ -297,7 +301,7 @@ def main() -> None:
         + (", interpreted: the times mean nothing" if given.interpret else "")
     )
     found = []
-    for part in (bench.copies, bench.kernels, bench.host, bench.product):
+    for part in [bench.copies, *(getattr(bench, name) for name in given.only)]:
         for measured in part():
             found.append(measured)
             print(line(measured, judged=bench.cuda and not given.small), flush=True)

@@ -176,14 +176,14 @@ def _merge_group(rule: Rule, sources: Sequence[Source], context: Context) -> Ite
     if len(sources) == 1:
         yield sources[0], _merge_source(rule, sources[0], context).reshape(sources[0].shape)
     elif sources:
-        merged = _merge_source(rule, _concatenated(sources), context)
+        merged = _merge_source(rule, _concatenated(sources, context.device), context)
         parts = torch.split(merged, [source.coordinates for source in sources])
         for source, part in zip(sources, parts, strict=True):
             # A copy: tensors that share memory can't be saved, and one would keep all of them alive.
             yield source, part.to(source.dtype, copy=True).reshape(source.shape)
 
 
-def _concatenated(sources: Sequence[Source]) -> Source:
+def _concatenated(sources: Sequence[Source], device: torch.device) -> Source:
     """All coordinates of the adapter as one long tensor, in the order of the sources."""
     dtype = torch.float64 if any(source.dtype == torch.float64 for source in sources) else torch.float32
     total = sum(source.coordinates for source in sources)
@@ -194,7 +194,9 @@ def _concatenated(sources: Sequence[Source]) -> Source:
             for source, look_up in zip(sources, look_ups, strict=True):
                 low, high = max(start - first, 0), min(stop - first, source.coordinates)
                 if low < high:
-                    parts.append(look_up(client, low, high).to(dtype))
+                    parts.append(
+                        look_up(client, low, high).to(device, dtype)
+                    )  # products are made there, heads lie here
                 first += source.coordinates
             return torch.cat(parts)
 
