@@ -150,7 +150,7 @@ def _apply(policy: OutlierPolicy, guard: Guard, report: RoundReport) -> None:
 def _note(opened: Opened, guard: Guard) -> None:
     """Put what came, and what did not, into the round's report."""
     report = opened.report
-    report.refused = sorted(guard.refused, key=lambda refusal: (refusal.silo, refusal.reason))
+    report.refuse(guard.refused)
     answered = {silo for metadata, silo in opened.sent if metadata.message_id in guard.answered}
     report.missing = [silo for silo in opened.asked.silos if silo not in answered]
     report.bytes_up = guard.bytes_up
