@@ -166,6 +166,7 @@ def opened(config: Config, site: Site | None) -> Station:
     silos: dict[str, SiloData] = {}
     station = Station(config, silos, site)
     _ = station.fingerprint  # refused, if need be, before rows are read
+    _states(config, site)
     own = load_own(config.silo.data, {"silo": site.silo, "data": site.data})
     silos[own.name] = own
     return station

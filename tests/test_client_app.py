@@ -348,7 +348,8 @@ def keyed(own, tmp_path, server_key):
     (tmp_path / "signing.key").touch(mode=0o600)
     (tmp_path / "signing.key").write_bytes(new_key())
     (tmp_path / "site.toml").write_text(
-        f'silo = "hospital-a"\ndata = "{own["data"]}"\nfederation = "{FEDERATION}"\nsigning-key = "signing.key"\n'
+        f'silo = "hospital-a"\ndata = "{own["data"]}"\nfederation = "{FEDERATION}"\n'
+        f'signing-key = "signing.key"\n'
         f'server-key = "{public_text(server_key)}"\n'
     )
     return own | {"site": str(tmp_path / "site.toml")}
