@@ -91,7 +91,8 @@ class Station:
             PolicyError: the site does not allow this base.
         """
         state = self.site.state if self.site is not None else None
-        found = check_fingerprint(self.config.silo.base, state / "fingerprints" if state else None)
+        notes = state / "fingerprints" if state is not None and state.is_dir() else None
+        found = check_fingerprint(self.config.silo.base, notes)
         if self.site is not None:
             self.site.policy.check_base(found)
         return found
@@ -165,8 +166,8 @@ def opened(config: Config, site: Site | None) -> Station:
     config = dataclasses.replace(config, silo=dataclasses.replace(config.silo, base=base))
     silos: dict[str, SiloData] = {}
     station = Station(config, silos, site)
-    _ = station.fingerprint  # refused, if need be, before rows are read
     _states(config, site)
+    _ = station.fingerprint  # refused, if need be, before rows are read
     own = load_own(config.silo.data, {"silo": site.silo, "data": site.data})
     silos[own.name] = own
     return station
