@@ -77,11 +77,11 @@ def test_what_is_written_is_its_owners(live: Live, run: str) -> None:
         assert not [path for path in party.rglob("*.key") if path.stat().st_mode & 0o077]
 
 
-def test_registering_again_changes_nothing(live: Live, run: str) -> None:
+def test_registering_again_changes_nothing(live: Live) -> None:
     assert live.call("register") == ""
 
 
-def test_a_revoked_silo_is_forgotten_by_flower_and_shut_out_by_the_proxy(live: Live, run: str) -> None:
+def test_a_revoked_silo_is_forgotten_by_flower_and_shut_out_by_the_proxy(live: Live) -> None:
     from fedmerge.deployment.revocation import revoke
 
     gone = live.silos[-1]
