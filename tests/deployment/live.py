@@ -192,6 +192,18 @@ class Live:
             (os.killpg if family else os.kill)(process.pid, number)
         process.wait(timeout=30)
 
+    def revive(self) -> list[str]:
+        """Start again what has ended by itself, as the units do; returns the roles.
+
+        Where a machine is far too busy, Flower's database is locked for longer than its 5 s, and a SuperExec
+        that was answered with 500 ends, with the run.
+        """
+        ended = [role for role, process in self.processes.items() if process.returncode != -signal.SIGKILL]
+        ended = [role for role in ended if not self.alive(role)]
+        for role in ended:
+            self.start(role)
+        return ended
+
     def alive(self, role: str) -> bool:
         """Whether a role's process runs."""
         return role in self.processes and self.processes[role].poll() is None
