@@ -376,3 +376,82 @@ def test_silos_on_another_base_are_refused_before_anything_is_trained(tiny_flat)
     with pytest.raises(ConfigError, match=r"base\.model must be the same"):
         silos.run()
     assert not silos.orders
+
+
+def changed_card(node, change):
+    """Spoils what one node says of itself."""
+
+    def spoil(message, reply):
+        if is_query(message) and message.metadata.dst_node_id == node:
+            change(reply.content[FEDMERGE])
+        return reply
+
+    return spoil
+
+
+def another_base(record):
+    record["fingerprint"] = "f" * 64
+
+
+def older(record):
+    record["versions"] = json.dumps({"fedmerge": "0.0.9"})
+
+
+def same_name(record):
+    record["silos"] = record["silos"].replace("hospital-b", "hospital-a")
+
+
+@pytest.mark.fault(25)
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(another_base, "its base has the fingerprint 'ffffffffffffffff'"), (older, "it runs fedmerge '0.0.9'")],
+)
+def test_a_deployed_silo_that_does_not_fit_is_refused_alone(tiny_flat, hospitals, tmp_path, change, why):
+    flat = tiny_flat(
+        run__rounds=1, data__silos="hospital-a, hospital-b", strategy__quorum=0.5, strategy__wait_seconds=0.1
+    )
+    silos = Silos(flat, nodes=hospitals, spoil=changed_card(8, change))
+    result = silos.run()
+    assert {node for _, node, _ in silos.orders} == {7}
+    assert result["silos"] == ["hospital-a", "hospital-b"] and result["unscored"] == ["hospital-b"]
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert line["missing"] == ["hospital-b"]
+    assert line["missing_since"]["hospital-b"]["why"].startswith(why)
+
+
+@pytest.mark.fault(25)
+def test_where_the_quorum_wants_it_the_run_does_not_begin(tiny_flat, hospitals):
+    silos = Silos(tiny_flat(), nodes=hospitals, spoil=changed_card(8, another_base))
+    with pytest.raises(
+        RoundFailed, match=r"1 of 2 silos can take part, .* wants 2; 'hospital-b': its base has"
+    ):
+        silos.run()
+    assert not silos.orders
+
+
+@pytest.mark.fault(27)
+def test_two_nodes_with_one_name_are_both_refused(tiny_flat, hospitals):
+    flat = tiny_flat(data__silos="hospital-a, hospital-b", strategy__quorum=0.5, strategy__wait_seconds=0.1)
+    with pytest.raises(RoundFailed, match="'hospital-a': more than one node says that it is this silo"):
+        Silos(flat, nodes=hospitals, spoil=changed_card(8, same_name)).run()
+
+
+def test_a_named_silo_that_comes_late_takes_part_from_then_on(tiny_flat, hospitals, tmp_path):
+    flat = tiny_flat(
+        data__silos="hospital-a, hospital-b", strategy__quorum=0.5, strategy__wait_seconds=0.1,
+        strategy__gate="off()",
+    )  # fmt: skip
+    silos = Silos(flat, nodes=hospitals)
+    grid = LocalGrid(InProcess(silos.serve), [7], run_id=1)
+    grid.get_node_ids = lambda: [7, 8] if silos.trained("") else [7]
+    with server_identity(run_id=1):
+        result = conduct(read_config(silos.flat), StreamingGrid(grid))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["missing"] for line in lines] == [["hospital-b"], []]
+    assert result["unscored"] == []
+
+
+def test_a_silo_that_nobody_named_is_left_out(tiny_flat, hospitals):
+    silos = Silos(tiny_flat(run__rounds=1, data__silos="hospital-a"), nodes=hospitals)
+    assert silos.run()["silos"] == ["hospital-a"]
+    assert {node for _, node, _ in silos.orders} == {7}

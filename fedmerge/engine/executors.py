@@ -20,6 +20,7 @@ from flwr.app import Error, Message
 
 from fedmerge.engine.identity import CRASHED, RAISED
 from fedmerge.engine.nursery import Nursery
+from fedmerge.wire.lifetime import expired
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,12 @@ class InProcess:
         self._queue.append(message)
 
     def collect(self, timeout_seconds: float) -> list[Message]:
-        """Answer the oldest message, however long it takes: it can't be interrupted."""
-        return [self._serve(self._queue.popleft())] if self._queue else []
+        """Answer the oldest message that is still wanted, however long it takes: it can't be interrupted."""
+        while self._queue:
+            message = self._queue.popleft()
+            if not expired(message):
+                return [self._serve(message)]
+        return []
 
     def close(self) -> None:
         """Forget what was not answered."""
@@ -125,6 +130,7 @@ class Forked:
         self._nursery.close()
 
     def _hand_out(self) -> None:
+        self._queue = deque(message for message in self._queue if not expired(message))
         while self._queue and self._idle:
             connection, message = self._match()
             try:

@@ -6,12 +6,13 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedmerge.engine.executors import Executor
 from fedmerge.engine.identity import empty_run, stamp
+from fedmerge.wire.lifetime import seconds_left
 
 # How long one pull waits for a reply. A grid that returned at once would be polled, and sleep costs a round
 # more than everything else in it.
@@ -20,6 +21,8 @@ _PULL_SECONDS = 0.25
 
 class LocalGrid(Grid):
     """A Grid whose nodes are names: whoever is idle serves the next message.
+
+    As with Flower, a message that has outlived itself is served by nobody, and a reply to it is dropped.
 
     Args:
         executor: answers messages.
@@ -35,6 +38,7 @@ class LocalGrid(Grid):
         self._ids = (str(number) for number in itertools.count(1))
         self._replies: dict[str, Message] = {}
         self._latest: frozenset[str] = frozenset()
+        self._pushed: dict[str, Metadata] = {}
 
     def set_run(self, run: Run) -> None:
         """Take the run as it is given."""
@@ -69,6 +73,7 @@ class LocalGrid(Grid):
     def _push(self, message: Message) -> str:
         message_id = next(self._ids)
         stamp(message, message_id)
+        self._pushed[message_id] = message.metadata
         self._executor.submit(message)
         return message_id
 
@@ -82,7 +87,19 @@ class LocalGrid(Grid):
             wait_seconds = 0.0 if self._latest & self._replies.keys() else wait_seconds
             for reply in self._executor.collect(wait_seconds):
                 self._replies[reply.metadata.reply_to_message_id] = reply
-        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+            self._forget()
+        ready = [message_id for message_id in message_ids if message_id in self._replies]
+        for message_id in ready:
+            self._pushed.pop(message_id, None)
+        return [self._replies.pop(message_id) for message_id in ready]
+
+    def _forget(self) -> None:
+        """Drop replies that nobody waits for any more: of rounds that closed without them."""
+        for message_id in [name for name, metadata in self._pushed.items() if seconds_left(metadata) <= 0]:
+            if message_id not in self._latest:
+                del self._pushed[message_id]
+        for message_id in self._replies.keys() - self._pushed.keys():
+            del self._replies[message_id]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push, then pull until every reply is there or the time is over."""

@@ -107,9 +107,9 @@ class Books:
         self.publish(report)
 
     def publish(self, report: RoundReport) -> None:
-        """Report a round, loudly where it was rejected."""
+        """Report a round, loudly where it was rejected, or silos are missing."""
         self.rounds.append(report)
         self.refused.extend(report.refused)
-        level = logging.WARNING if report.rejected else logging.INFO
+        level = logging.WARNING if report.rejected or report.failed or report.missing else logging.INFO
         logger.log(level, "%s", report.failed or report.sentence())
         self.observer.round_closed(report.to_dict())

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-TIMES = "seconds"
-"""The key of every time: of a round's phases, of a merge, of a silo's training."""
+TIMES = ("seconds", "time")
+"""The keys of every time: of a round's phases, of a merge, of a silo's training; of the day a silo went."""
 
 _NUMBER = "float"
 
@@ -50,7 +50,7 @@ def timeless(value: Any) -> Any:
         {'round': 1, 'merge': {'left_out': 0}}
     """
     if isinstance(value, Mapping):
-        return {key: timeless(item) for key, item in value.items() if key != TIMES}
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
     return [timeless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -63,5 +63,5 @@ def timed(value: Any, line: Any) -> Any:
     """
     if not isinstance(value, Mapping) or not isinstance(line, Mapping):
         return value
-    times = {TIMES: line[TIMES]} if TIMES in line else {}
+    times = {key: line[key] for key in TIMES if key in line}
     return {key: timed(item, line.get(key)) for key, item in value.items()} | times

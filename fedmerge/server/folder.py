@@ -15,6 +15,7 @@
     private/<silo>/      what silos keep to themselves, by round, and
     personal/<silo>/     each silo's own final adapter, where a simulation sets lora.private
     result.json          the scores
+    failed.json          why a run that failed did; adapter/ is then that of the last closed round
     tensorboard/, mlflow/  what the trackers of those names write; MLflow keeps the runs before, too
 
 Each state.json has the hashes of its round's files and of the state.json of the round before, and all that
@@ -48,6 +49,7 @@ _OURS = (
     "metrics.jsonl",
     "events.jsonl",
     "result.json",
+    "failed.json",
     "rounds",
     "adapter",
     "tensorboard",  # not mlflow/: that is a database of runs, and this process may have it open
@@ -244,6 +246,7 @@ class RunFolder:
         """Write result.json and the event."""
         with storage.writing(self.path):
             storage.write_json(self.path / "result.json", result)
+            storage.remove(self.path / "failed.json")  # of a run that was taken up again
         self._event("finished", result=result)
 
     def _open_events(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedmerge.adapters import Adapter, Lora
 from fedmerge.adapters.merge import MergeReport
 from fedmerge.server import exact
+from fedmerge.server.absence import Absence
 from fedmerge.server.guard import Admitted, Refusal
 from fedmerge.server.report import RoundReport
 from fedmerge.server.scores import Summary
@@ -73,6 +74,7 @@ def report_of(form: Mapping[str, Any]) -> RoundReport:
     """A round's report, from what `RoundReport.to_dict` made of it."""
     refused = [Refusal(form["round"], each["silo"], each["reason"]) for each in form["refused"]]
     parts = {"received": _maybe(Summary, form["received"]), "merge": _maybe(_merge_report, form["merge"])}
+    parts["missing_since"] = {silo: Absence(**each) for silo, each in form.get("missing_since", {}).items()}
     return RoundReport(**{**form, **parts, "asked": tuple(form["asked"]), "refused": refused})
 
 

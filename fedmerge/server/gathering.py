@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Message, Metadata
+from flwr.app import Message
 
 from fedmerge.adapters import Adapter
 from fedmerge.errors import ConfigError, RoundFailed, nearest
+from fedmerge.server.absence import Absences
 from fedmerge.server.asking import Asked
 from fedmerge.server.directions import pairs_of
-from fedmerge.server.guard import Admitted, Guard, Refusal, Replies
+from fedmerge.server.guard import Admitted, Guard, Replies
+from fedmerge.server.hearing import Again, Hearing, Sent, addressees
 from fedmerge.server.observer import Observer
 from fedmerge.server.outliers import OutlierPolicy
 from fedmerge.server.report import RoundReport
@@ -68,22 +70,29 @@ class Opened:
 
     Args:
         asked: whom it asks.
-        sent: the metadata of each message, and the silo that it went to; the ids are known once they are
-            pushed.
+        sent: what went out.
         report: the round's report so far.
         since: `time.monotonic` of the sending.
+        again: asks silos once more whose nodes went away; None where that can't be done.
+        absences: who was missing so far.
     """
 
     asked: Asked
-    sent: tuple[tuple[Metadata, str], ...]
+    sent: Sent
     report: RoundReport
     since: float
+    again: Again | None = None
+    absences: Absences = field(default_factory=Absences)
 
 
 def gather(
     opened: Opened, received: Adapter, replies: Iterable[Message], terms: Terms, observer: Observer
 ) -> list[Admitted]:
     """Check the replies as they come in, and note in the round's report what became of each.
+
+    The round closes when all have answered, at its deadline otherwise. A silo whose node went away is asked
+    again where the quorum can't be had without it. As soon as so many replies are refused that the quorum is
+    out of reach, the round ends: the others would train for nothing.
 
     Returns:
         The admitted replies, sorted by silo name.
@@ -94,32 +103,25 @@ def gather(
     guard = Guard(
         opened.report.round,
         received,
-        asked={metadata.message_id: silo if terms.named else "" for metadata, silo in opened.sent},
+        asked=addressees(opened.sent, named=terms.named),
         encoding=terms.encoding,
         replies=terms.replies,
         fingerprint=terms.fingerprint,
         reveal=terms.shared or not terms.named,
         needs=terms.needs,
     )
-    for reply in replies:
-        _tell(observer, guard.round, guard.admit(reply))
+    hearing = Hearing(guard, observer, opened.asked)
+    hearing.hear(opened.sent, replies)
+    if opened.again is not None:
+        hearing.hear_again(opened.again, terms.named)
     _cap(terms.caps, guard, opened.report)
     _apply(terms.outliers, guard, opened.report)
-    _note(opened, guard)
+    _note(opened, hearing)
     if terms.shared:
         check_devices({reply.silo: reply.device for reply in guard.admitted}, expects_gpu=terms.expects_gpu)
     if len(guard.admitted) < opened.asked.need:
-        raise RoundFailed(_too_few(opened, len(guard.admitted)))
+        raise RoundFailed(_too_few(opened, hearing))
     return guard.admitted
-
-
-def _tell(observer: Observer, round: int, outcome: Admitted | Refusal) -> None:
-    """Log and report one reply."""
-    if isinstance(outcome, Admitted):
-        observer.reply(round, outcome.silo, "admitted", outcome.metrics)
-    else:
-        logger.warning("round %d: %s is refused: %s", round, outcome.silo, outcome.reason)
-        observer.reply(round, outcome.silo, outcome.reason, {})
 
 
 def _cap(caps: Mapping[str, int], guard: Guard, report: RoundReport) -> None:
@@ -147,29 +149,29 @@ def _apply(policy: OutlierPolicy, guard: Guard, report: RoundReport) -> None:
         logger.warning("round %d: %s is an outlier (%s): %s", guard.round, silo, policy, verdict.reason)
 
 
-def _note(opened: Opened, guard: Guard) -> None:
+def _note(opened: Opened, hearing: Hearing) -> None:
     """Put what came, and what did not, into the round's report."""
-    report = opened.report
+    report, guard = opened.report, hearing.guard
     report.refuse(guard.refused)
-    answered = {silo for metadata, silo in opened.sent if metadata.message_id in guard.answered}
-    report.missing = [silo for silo in opened.asked.silos if silo not in answered]
+    missing = hearing.missing()
+    report.missing = sorted(missing)
+    present = set(opened.asked.silos) - set(missing) - set(hearing.dismissed())
+    report.missing_since = opened.absences.note(report.round, missing, present)
     report.bytes_up = guard.bytes_up
     report.seconds["train"] = time.monotonic() - opened.since
 
 
-def _too_few(opened: Opened, admitted: int) -> str:
+def _too_few(opened: Opened, hearing: Hearing) -> str:
     """Why the round can't be closed, in one sentence."""
     report, asked = opened.report, opened.asked
     refused = [f"{refusal.silo} ({refusal.reason})" for refusal in report.refused]
+    missing = [absence.sentence(silo) for silo, absence in report.missing_since.items()]
     parts = [
-        f"round {report.round}: {admitted} of {len(asked.silos)} silos gave a usable reply, "
-        f"the quorum wants {asked.need}"
+        f"round {report.round}: {len(hearing.guard.admitted)} of {len(asked.silos)} silos gave a usable "
+        f"reply, the quorum wants {asked.need}"
     ]
-    parts += [
-        f"{what}: {_some(names)}"
-        for what, names in (("refused", refused), ("missing", report.missing))
-        if names
-    ]
+    groups = (("refused", refused), ("missing", missing), ("not waited for", hearing.dismissed()))
+    parts += [f"{what}: {_some(names)}" for what, names in groups if names]
     return "; ".join(parts) + f". The adapter of round {report.round - 1} is intact"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from flwr.app import MetricRecord
 
 from fedmerge.adapters.merge import MergeReport
+from fedmerge.server.absence import Absence
 from fedmerge.server.guard import Admitted, Refusal
 from fedmerge.server.scores import Summary
 from fedmerge.wire.protocol import EXAMPLES
@@ -26,6 +27,8 @@ class RoundReport:
         admitted: by silo: examples, weight, norm of the delta, and what it measured.
         refused: the replies dropped, and why.
         missing: the silos that were asked and did not answer, or whose node was not connected.
+        missing_since: of each of these: the first round in a row that it missed, when that was, how many
+            rounds it is by now, and why.
         flagged: by silo, what is odd about an admitted delta: "all zero", "shortened to 0.01",
             "counts as 500 of 9000 rows".
         received: scores of the round's broadcast, that is of what the round before made.
@@ -49,6 +52,7 @@ class RoundReport:
     admitted: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    missing_since: dict[str, Absence] = field(default_factory=dict)
     flagged: dict[str, str] = field(default_factory=dict)
     received: Summary | None = None
     merge: MergeReport | None = None
@@ -96,11 +100,15 @@ class RoundReport:
             return f"round {self.round}: {self.rejected}; its {len(self.admitted)} replies are discarded"
         parts = [f"round {self.round}: merged {len(self.admitted)} of {len(self.asked)} silos"]
         parts += [f"{len(self.refused)} refused"] * bool(self.refused)
-        parts += [f"{len(self.missing)} missing"] * bool(self.missing)
+        parts += [f"{len(self.missing)} missing: {self._absences()}"] * bool(self.missing)
         if self.received is not None:
             parts.append(f"{self.received.metric} before it {self.received.mean:.4f} (mean over silos)")
         parts.append(f"{sum(self.seconds.values()):.1f} s")
         return ", ".join(parts)
+
+    def _absences(self) -> str:
+        known = [absence.sentence(silo) for silo, absence in self.missing_since.items()]
+        return " and ".join(known or self.missing)
 
 
 def average(metrics: Sequence[Mapping[str, float]], weights: Sequence[float]) -> MetricRecord:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -33,6 +33,7 @@ class Roster:
         homes: the node of each silo; empty where nodes are shared.
         shared: whether any node serves any silo.
         fingerprint: of the base that all nodes have; "" where they did not say.
+        misfits: why, by silo that is named but may not take part as it is.
         caps: the most training rows that a silo may count as, for each that has a cap.
     """
 
@@ -40,6 +41,7 @@ class Roster:
     homes: Mapping[str, int] = field(default_factory=dict)
     shared: bool = False
     fingerprint: str = ""
+    misfits: Mapping[str, str] = field(default_factory=dict)
     caps: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -59,6 +61,23 @@ class Roster:
             return {silo: self.homes[silo] for silo in silos if self.homes.get(silo) in nodes}
         ordered = sorted(nodes)
         return {silo: ordered[index % len(ordered)] for index, silo in enumerate(silos)} if ordered else {}
+
+    def moved(self, cards: Iterable[Card], homes: Mapping[str, int], misfits: Mapping[str, str]) -> Roster:
+        """The roster with these silos at other nodes, and with what is wrong with others by now.
+
+        Example:
+            >>> roster = Roster((Card("a", 1), Card("b", 0)), {"a": 1})
+            >>> roster.moved([Card("b", 5)], {"b": 2}, {}).homes
+            {'a': 1, 'b': 2}
+        """
+        known = {card.name: card for card in self.cards} | {card.name: card for card in cards}
+        wrong = {**self.misfits, **{name: why for name, why in misfits.items() if name in known}}
+        return replace(
+            self,
+            cards=tuple(known[name] for name in sorted(known)),
+            homes={**self.homes, **homes},
+            misfits={name: why for name, why in wrong.items() if name not in homes},
+        )
 
     @classmethod
     def of(cls, replies: Mapping[int, QueryReply]) -> Roster:
@@ -120,10 +139,22 @@ def _same_base(replies: Mapping[int, QueryReply]) -> str:
     return next(iter(bases))
 
 
-def ask(grid: Grid, nodes: Iterable[int], *, timeout_seconds: float) -> dict[int, QueryReply]:
+def ask(
+    grid: Grid,
+    nodes: Iterable[int],
+    *,
+    timeout_seconds: float,
+    enough: Callable[[Mapping[int, QueryReply]], bool] = lambda _: False,
+) -> dict[int, QueryReply]:
     """Ask each node who it is.
 
     Nodes that fail are logged and left out; a node's sentence, where it gives one, stands in the log.
+
+    Args:
+        grid: reaches the nodes.
+        nodes: to ask.
+        timeout_seconds: after which no more answers are waited for.
+        enough: whether these answers will do, so that nobody waits for the others.
 
     Returns:
         The answers by node id, sorted.
@@ -143,6 +174,8 @@ def ask(grid: Grid, nodes: Iterable[int], *, timeout_seconds: float) -> dict[int
         except WireError as problem:
             problems.append(str(problem))
             logger.warning("node %d is left out: %s", node, problem)
+        if enough(answers):
+            break
     if not answers:
         said = f"; the first said: {problems[0]}" if problems else f" within {timeout_seconds:g} seconds"
         raise RoundFailed(f"none of {len(messages)} nodes told which silos it has{said}")
@@ -154,15 +187,18 @@ def wait_for_nodes(
 ) -> list[int]:
     """Wait until the connected nodes are `enough`, but no longer than `wait_seconds`.
 
+    The pause between two looks doubles up to ten times `pause_seconds`.
+
     Returns:
         The nodes connected at the end, sorted; they may be fewer, also none.
     """
-    end = time.monotonic() + wait_seconds
+    end, pause = time.monotonic() + wait_seconds, pause_seconds
     while True:
         nodes = sorted(grid.get_node_ids())
         if enough(nodes) or time.monotonic() >= end:
             return nodes
-        time.sleep(max(0.0, min(pause_seconds, end - time.monotonic())))
+        time.sleep(max(0.0, min(pause, end - time.monotonic())))
+        pause = min(2 * pause, 10 * pause_seconds)
 
 
 def check_devices(devices: Mapping[str, str], *, expects_gpu: bool) -> None:

@@ -35,8 +35,10 @@ class StrategySettings:
         server_optimizer: what is done with the merged step, "momentum(rate=1.0, beta=0.9)".
         shadows: further merges of a round's replies, to be compared: "rule @ space; rule @ space".
         fraction: share of the silos that a round asks, in (0, 1]; at least one silo.
-        quorum: share of the asked silos whose replies a round needs, in (0, 1].
-        deadline_seconds: how long a round waits for replies.
+        quorum: share of the asked silos whose replies a round needs, in (0, 1]. When it is out of reach the
+            round ends at once; a silo whose node went away is waited for only where it needs that one.
+        deadline_seconds: how long a round waits for replies, from when its messages go out; it closes as soon
+            as all are there. The time that silos wait for a worker counts: many on few need longer.
         wait_seconds: how long a round waits for nodes to connect.
         guard: what is done with outliers: "finite()" nothing, "refuse(times=10)" refuses a delta longer than
             so many times the median of the round's, "clip(times=10)" shortens it to that; with

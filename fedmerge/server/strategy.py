@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmerge.adapters import Adapter, Lora
 from fedmerge.errors import RoundFailed
 from fedmerge.rules import Rule
+from fedmerge.server.absence import Absences
 from fedmerge.server.asking import Asked, Asker
 from fedmerge.server.books import Books, Keeping
 from fedmerge.server.counterfactuals import Counterfactuals, Scorer
@@ -22,12 +23,15 @@ from fedmerge.server.evaluating import evaluation, others
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.gathering import Opened, Terms, gather
 from fedmerge.server.guard import Admitted, Replies
+from fedmerge.server.membership import Membership
 from fedmerge.server.merging import Merger
 from fedmerge.server.observer import Observer, Silent
 from fedmerge.server.plan import Plan
 from fedmerge.server.report import RoundReport, average
+from fedmerge.server.returning import Returns
 from fedmerge.server.roster import Roster
 from fedmerge.server.saved import Gathered, Saved
+from fedmerge.server.second_chance import SecondChance
 from fedmerge.server.settings import StrategySettings
 from fedmerge.server.standing import Scored, Standing
 from fedmerge.wire.protocol import Instruction
@@ -75,6 +79,7 @@ class MergeStrategy(Strategy):
         observer: who watches.
         folder: where each round is written.
         scorer: scores adapters on the server's rows, for ``shadow_scoring="server"``.
+        membership: what a node must bring along that comes later as a silo of the roster.
 
     What a rule needs besides deltas, as `fisher` does, the config of each train message asks for under
     "statistics"; `fedmerge.wire.protocol.reply_content` builds the reply with it.
@@ -120,6 +125,7 @@ class MergeStrategy(Strategy):
         observer: Observer | None = None,
         folder: RunFolder | None = None,
         scorer: Scorer | None = None,
+        membership: Membership | None = None,
     ) -> None:
         """Parse and check everything, before a round is spent."""
         self.settings = StrategySettings(
@@ -131,7 +137,9 @@ class MergeStrategy(Strategy):
         self.lora = lora
         needs = tuple(sorted(self.plan.needs))
         order = replace(instruction or Instruction(), seed=seed, fingerprint=fingerprint, statistics=needs)
-        self.asker = Asker(self.settings, order, roster, min_nodes)
+        returns = Returns(membership or Membership(fingerprint=fingerprint))
+        self.asker = Asker(self.settings, order, roster, min_nodes, returns)
+        self.absences = Absences()
         self.evaluate = roster is None if evaluate is None else evaluate
         self.terms = Terms(
             encoding, replies, fingerprint, self.plan.outliers, expects_gpu,
@@ -178,7 +186,9 @@ class MergeStrategy(Strategy):
         report.seconds["wait"] = time.monotonic() - began
         report.bytes_down = count_bytes(*(message.content for message in messages))
         sent = tuple((message.metadata, silo) for message, silo in zip(messages, asked.nodes, strict=True))
-        self._opened = Opened(asked, sent, report, time.monotonic())
+        end = time.monotonic() + self.settings.deadline_seconds
+        again = SecondChance(self.asker, grid, asked, arrays, config, report, end)
+        self._opened = Opened(asked, sent, report, time.monotonic(), again, self.absences)
         self.observer.round_started(server_round, list(asked.silos))
         self.observer.phase("training")
         return messages
@@ -230,6 +240,8 @@ class MergeStrategy(Strategy):
     def restore(self, saved: Saved) -> None:
         """Stand where an interrupted run stood; its next round waits for all nodes, as a first one does."""
         self.course.restore(saved)
+        for report in saved.reports:
+            self.absences.recall(report.asked, report.missing_since)
         self.asker = replace(self.asker, first=saved.round + 1)
 
     def merge_again(self, gathered: Gathered, grid: Grid) -> None:

@@ -14,6 +14,7 @@ from fedmerge.config import read_config
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.authority import authority
 from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.link import bound_retries
 from fedmerge.server_app.noting import Noting
 from fedmerge.server_app.trackers import tracked
 from fedmerge.server_app.verdict import spoken
@@ -29,6 +30,7 @@ def main(grid: Grid, context: Context) -> None:
     logs.configure("server", run=str(context.run_id))
     with spoken():
         config = read_config(context.run_config)
+        bound_retries(grid)
         deployed = authority()
         config = deployed.placed(config) if deployed else config
         with tracked(config, Noting()) as observer:

@@ -26,6 +26,7 @@ from fedmerge.server.strategy import MergeStrategy
 from fedmerge.server_app import outcome, resumption
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
+from fedmerge.server_app.failure import intact
 from fedmerge.server_app.finale import Finale
 from fedmerge.server_app.held import held
 from fedmerge.server_app.muster import Muster, expects_gpu, muster, rounds_of
@@ -169,13 +170,18 @@ def _capped(run: _Run, identity: Identity) -> _Run:
 
 def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     strategy = _strategy(run)
+    with intact(run.config, run.folder, run.silos, strategy):
+        return _rounds_and_scores(run, strategy, clock)
+
+
+def _rounds_and_scores(run: _Run, strategy: MergeStrategy, clock: Clock) -> dict[str, Any]:
     with clock.phase("rounds"):
         rounds, deadline = run.config.run.rounds, run.config.strategy.deadline_seconds
         if run.saved is not None:
             go_on(strategy, run.grid, run.saved, rounds, deadline)
         else:
             strategy.start(run.grid, to_record(run.shared.tensors), rounds, timeout=deadline)
-    errands = Errands(run.grid, run.silos.roster)
+    errands = Errands(run.grid, strategy.asker.last_call(run.grid, strategy.absences.known))
     with clock.phase("scoring"):
         run.observer.phase("training the baselines and scoring" if run.baselines.names else "scoring")
         candidates, scores = _score(run, errands, strategy)
@@ -183,6 +189,7 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     personal = run.silos.roster.names if run.silos.roster.shared else ()
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
     result = ended.result(errands.traffic, clock.seconds) | written | resumption.seal(written["adapter"])
+    result["unscored"] = sorted(set(run.silos.roster.names) - set(scores.metrics))
     run.observer.finished(result)
     run.folder.forget_replies(rounds, recorded=run.config.run.record)
     return result
@@ -204,6 +211,7 @@ def _strategy(run: _Run) -> MergeStrategy:
         observer=run.observer,
         folder=run.folder,
         scorer=run.scorer,
+        membership=run.silos.membership,
     )
 
 

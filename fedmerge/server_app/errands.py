@@ -74,7 +74,11 @@ class Errands:
             if content is not None:
                 yield key, content
         if waiting:
-            logger.warning("no reply to: %s", ", ".join(sorted(waiting)))
+            away = sorted({errand.silo for key, errand in waiting.items() if key not in messages})
+            late = sorted({errand.silo for key, errand in waiting.items() if key in messages})
+            parts = [f"not connected: {', '.join(away)}"] * bool(away)
+            parts += [f"no reply within {timeout_seconds:g} seconds: {', '.join(late)}"] * bool(late)
+            logger.warning("%d of %d are left out; %s", len(waiting), len(errands), "; ".join(parts))
 
     def _messages(self, errands: Mapping[str, Errand], timeout_seconds: float) -> dict[str, Message]:
         silos = sorted({errand.silo for errand in errands.values()})

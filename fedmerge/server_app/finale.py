@@ -54,6 +54,8 @@ class Finale:
             raise RoundFailed(
                 "no silo scored the final candidates; the log says why. All adapters are intact"
             )
+        if silent := sorted(set(self.errands.roster.names) - set(self.metrics)):
+            logger.warning("the final scores are without %s, which sent none", ", ".join(silent))
         return trained, Scores(dict(sorted(self.metrics.items())))
 
     def _pass(self, candidates: Mapping[str, Adapter], training: Mapping[str, Errand]) -> dict[str, Adapter]:

@@ -59,6 +59,20 @@ def plan(config: Config, silos: Muster, initial: Adapter) -> dict[str, Any]:
     }
 
 
+def described(adapter: Adapter, config: Config, silos: Muster, round: int) -> Adapter:
+    """An adapter with what one must know to use it; `round` made it."""
+    metadata = {
+        "base": config.silo.base.model,
+        "fingerprint": silos.fingerprint,
+        "task": config.silo.task.kind,
+        "labels": json.dumps(silos.labels),
+        "rule": config.strategy.rule,
+        "space": config.strategy.space,
+        "round": str(round),
+    }
+    return replace(adapter, metadata=adapter.metadata | metadata)
+
+
 def task_type(config: Config) -> str | None:
     """PEFT's name of the task."""
     return _TASK_TYPES.get(config.silo.task.kind)
@@ -151,17 +165,7 @@ class Ended:
 
     def adapter(self) -> Adapter:
         """The run's result, with what one must know to use it."""
-        metadata = {
-            "base": self.config.silo.base.model,
-            "fingerprint": self.silos.fingerprint,
-            "task": self.config.silo.task.kind,
-            "labels": json.dumps(self.silos.labels),
-            "rule": self.config.strategy.rule,
-            "space": self.config.strategy.space,
-            "round": str(self._round(self.kept)),
-        }
-        kept = self.candidates[self.kept]
-        return replace(kept, metadata=kept.metadata | metadata)
+        return described(self.candidates[self.kept], self.config, self.silos, self._round(self.kept))
 
     def result(self, traffic: Traffic, seconds: Mapping[str, float]) -> dict[str, Any]:
         """The content of result.json, but for the path of the adapter.

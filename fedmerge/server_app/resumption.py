@@ -14,7 +14,6 @@ from fedmerge.config import Config
 from fedmerge.errors import CheckpointError
 from fedmerge.server import storage
 from fedmerge.server.books import Keeping
-from fedmerge.server.roster import Roster
 from fedmerge.server.saved import BROADCAST, Saved, find_saved
 from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import ALONE
@@ -91,7 +90,7 @@ def same_run(saved: Saved, config: Config, silos: Muster) -> Muster:
     """
     _check_environment(saved.begun["environment"], outcome.environment(config, silos))
     _check_silos(saved, silos)
-    roster = Roster(_cards(saved), silos.roster.homes, silos.roster.shared, silos.roster.fingerprint)
+    roster = dataclasses.replace(silos.roster, cards=_cards(saved))
     return dataclasses.replace(silos, roster=roster, labels=tuple(saved.begun["labels"]))
 
 

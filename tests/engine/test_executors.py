@@ -27,11 +27,14 @@ def answer(message):
     return Message(RecordDict({"config": ConfigRecord({"wish": wish, "pid": os.getpid()})}), reply_to=message)
 
 
-def ask(grid, *wishes, timeout=20.0):
+def ask(grid, *wishes, timeout=20.0, ttl=None):
     with server_identity(run_id=1):
         messages = [
             Message(
-                RecordDict({"config": ConfigRecord({"wish": wish})}), dst_node_id=11, message_type="train"
+                RecordDict({"config": ConfigRecord({"wish": wish})}),
+                dst_node_id=11,
+                message_type="train",
+                ttl=ttl,
             )
             for wish in wishes
         ]
@@ -40,6 +43,19 @@ def ask(grid, *wishes, timeout=20.0):
     for message, wish in zip(messages, wishes, strict=True):
         ids[message.metadata.message_id] = wish
     return [(ids[reply.metadata.reply_to_message_id], reply) for reply in replies]
+
+
+@forks
+def test_a_late_reply_is_dropped_when_the_next_messages_are_out():
+    executor = Forked(answer, workers=2)
+    grid = LocalGrid(executor, [11], 1)
+    try:
+        assert ask(grid, "nap", timeout=0.05, ttl=0.05) == []
+        time.sleep(0.4)
+        assert [wish for wish, _ in ask(grid, "a")] == ["a"]
+        assert not grid._replies and not grid._pushed
+    finally:
+        executor.close()
 
 
 @pytest.fixture(params=["in-process", pytest.param("forked", marks=forks)])

@@ -65,6 +65,14 @@ def test_nodes_are_asked_and_those_that_fail_are_left_out(caplog):
     assert "node 3 is left out: Flower error 8" in caplog.text
 
 
+def test_nobody_waits_for_more_answers_than_are_wanted():
+    grid = streaming(
+        lambda message: QueryReply((A,)).to_content() if message.metadata.dst_node_id == 1 else None
+    )
+    asked = ask(grid, [1, 2], timeout_seconds=3600, enough=lambda answers: 1 in answers)
+    assert asked == {1: QueryReply((A,))}
+
+
 def test_nobody_answers():
     grid = streaming(
         lambda _: failure_content(Sender(failure="ConfigError", sentence="the base is not here"))

@@ -65,7 +65,8 @@ def test_below_quorum_the_round_fails_with_the_broadcast_intact(quorum):
         strategy.start(streaming(node), initial(), num_rounds=3, timeout=0.2)
     assert str(caught.value) == (
         "round 1: 1 of 3 silos gave a usable reply, the quorum wants 3; "
-        "refused: b (Flower error 8, the ClientApp crashed); missing: c. The adapter of round 0 is intact"
+        "refused: b (Flower error 8, the ClientApp crashed); not waited for: c. "
+        "The adapter of round 0 is intact"
     )
     assert bits(strategy.broadcast.tensors) == bits(initial())
     assert strategy.rounds[0].failed == str(caught.value)
@@ -95,7 +96,7 @@ def test_too_few_nodes_fail_at_once_with_both_numbers():
         strategy.start(streaming(node_of(), nodes=(11, 13)), initial(), num_rounds=1)
     assert str(caught.value) == (
         "round 1: 2 nodes are connected after 0.05 seconds and serve 2 of 4 silos; the quorum of 0.75 wants "
-        "3. Not connected: b, d. Nothing was changed"
+        "3. Not there: b (its node is not connected), d (its node is not connected). Nothing was changed"
     )
     with pytest.raises(RoundFailed, match="0 nodes are connected"):
         run(node_of(), nodes=())

@@ -1,0 +1,1 @@
+"""The tests mirror the package; each folder that shares code with another is a package."""
