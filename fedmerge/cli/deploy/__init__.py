@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from fedmerge.cli.deploy import doctor
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -18,3 +19,6 @@ app = typer.Typer(
 
 def _add(name: str, command: Callable[..., Any]) -> None:
     app.command(name, cls=Command)(command)
+
+
+_add("doctor", doctor.doctor)

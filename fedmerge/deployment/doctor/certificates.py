@@ -1,0 +1,104 @@
+"""Certificates on disk: how long they hold, whether they match keys, who issued them, what they name."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from fedmerge.deployment.doctor.finding import CLOSED, OPEN, Finding, judged
+
+DAYS = 30
+"""A certificate that holds for less than this is reported."""
+
+_ROTATE = "fedmerge deploy rotate"
+
+
+def of_folder(folder: Path, now: datetime) -> Iterator[Finding]:
+    """All that can be said about the certificates of a party's folder."""
+    authority = folder / "ca.crt"
+    for path in sorted([*folder.glob("*.pem"), *folder.glob("*.crt")]):
+        certificate = read(path)
+        if certificate is None:
+            yield Finding(f"certificate {path.name}", OPEN, str(path), "no certificate can be read", _ROTATE)
+            continue
+        yield lifetime(certificate, path.name, now)
+        if (key := path.with_suffix(".key")).exists():
+            yield belongs(certificate, key)
+        if path != authority and authority.exists():
+            yield issued(certificate, path.name, authority)
+    yield from authority_key(folder)
+
+
+def read(path: Path) -> x509.Certificate | None:
+    """The first certificate of a PEM file; None where there is none."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def lifetime(certificate: x509.Certificate, name: str, now: datetime) -> Finding:
+    """Whether a certificate holds now, and for a while."""
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    days = (end - now).days
+    wrong = now < begin or days < DAYS
+    told = f"ends {end:%Y-%m-%d}, in {days} days" if end > now else f"ended {end:%Y-%m-%d}"
+    if now < begin:
+        told = f"holds from {begin:%Y-%m-%d %H:%M} UTC on: is this machine's clock right?"
+    return judged(f"certificate {name}", wrong, "its dates", told, _ROTATE)
+
+
+def belongs(certificate: x509.Certificate, key: Path) -> Finding:
+    """Whether a certificate is that of the key beside it."""
+    door = f"key {key.name}"
+    try:
+        private = load_pem_private_key(key.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        return Finding(door, OPEN, f"{key.name} and its certificate", f"no key can be read: {error}", _ROTATE)
+    matches = private.public_key() == certificate.public_key()
+    told = "they match" if matches else "the certificate is that of another key"
+    return judged(door, not matches, f"{key.name} and its certificate", told, _ROTATE)
+
+
+def issued(certificate: x509.Certificate, name: str, authority: Path) -> Finding:
+    """Whether the federation's CA issued a certificate."""
+    door, asked = f"issuer of {name}", f"{name} against {authority.name}"
+    ca = read(authority)
+    try:
+        if ca is None:
+            return Finding(door, OPEN, asked, f"{authority.name} is no certificate", _ROTATE)
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return Finding(door, OPEN, asked, "another CA issued it", _ROTATE)
+    return Finding(door, CLOSED, asked, "the federation's CA issued it")
+
+
+def names(certificate: x509.Certificate, hosts: Iterable[str], name: str) -> Finding:
+    """Whether a certificate is for the names under which it is reached."""
+    known = _names(certificate)
+    missing = [host for host in hosts if host.lower() not in known]
+    told = f"not for {', '.join(missing)}" if missing else f"for {', '.join(sorted(known))}"
+    close = f"{_ROTATE}, with these names in federation.toml"
+    return judged(f"names of {name}", bool(missing), "its subject's alternative names", told, close)
+
+
+def authority_key(folder: Path) -> Iterator[Finding]:
+    """Whether the CA's own key lies where a running party could lose it."""
+    for path in sorted(folder.rglob("ca.key")):
+        close = "keep OUT/ca/ with the operator, off every server; whoever has this key can be anybody"
+        yield Finding("key of the CA", OPEN, str(folder), f"{path} lies here", close)
+
+
+def _names(certificate: x509.Certificate) -> set[str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    addresses = {str(ipaddress.ip_address(a)) for a in extension.get_values_for_type(x509.IPAddress)}
+    return {name.lower() for name in extension.get_values_for_type(x509.DNSName)} | addresses
