@@ -16,7 +16,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -27,8 +26,8 @@ from typing import Any
 
 import tomli_w
 
-from fedmerge import project
 from fedmerge.config import Config, EngineSettings, Flat
+from fedmerge.engine.bundle import write_bundle
 from fedmerge.engine.processes import end_family, terminate_as_interrupt
 from fedmerge.engine.tail import Tail
 from fedmerge.errors import RoundFailed
@@ -196,19 +195,6 @@ def private_environment(home: Path) -> dict[str, str]:
         "NO_PROXY": bypass,
         "no_proxy": bypass,
     }
-
-
-def write_bundle(folder: Path) -> Path:
-    """What `flwr run` ships: the project's table of keys and components, README and LICENSE; no code."""
-    folder.mkdir()
-    source = project.root()
-    table = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))
-    table["tool"]["flwr"]["app"].pop("fab-include", None)  # there is nothing else in this folder
-    (folder / "pyproject.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
-    for name in ("README.md", "LICENSE"):
-        if (source / name).is_file():
-            shutil.copy(source / name, folder / name)
-    return folder
 
 
 def federation_config(engine: EngineSettings) -> str:

@@ -14,9 +14,10 @@ import pytest
 
 from fedmerge.config import EngineSettings, read_config
 from fedmerge.engine import superlink
+from fedmerge.engine.bundle import write_bundle
 from fedmerge.engine.local import run_local
 from fedmerge.engine.processes import end_family, family, terminate_as_interrupt
-from fedmerge.engine.superlink import federation_config, private_environment, run_flower, write_bundle
+from fedmerge.engine.superlink import federation_config, private_environment, run_flower
 from fedmerge.errors import RoundFailed
 from fedmerge.server.observer import Silent
 

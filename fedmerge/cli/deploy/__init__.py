@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from fedmerge.cli.deploy import doctor
+from fedmerge.cli.deploy import doctor, init, submit
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -21,4 +21,6 @@ def _add(name: str, command: Callable[..., Any]) -> None:
     app.command(name, cls=Command)(command)
 
 
+_add("init", init.init)
+_add("submit", submit.submit)
 _add("doctor", doctor.doctor)

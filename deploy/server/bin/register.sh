@@ -1,0 +1,19 @@
+#!/bin/sh
+# Tell Flower the public keys of the silos that it does not know yet. Flower knows nodes by numbers only: they
+# are kept beside the keys, for unregister.sh. With names of silos: those only.
+. "$(dirname -- "$0")/place.sh"
+FLWR_HOME=$HERE/flwr
+if [ $# = 0 ]; then
+  for key in "$HERE"/nodes/*.pub; do set -- "$@" "$(basename "$key" .pub)"; done
+fi
+for silo in "$@"; do
+  if [ -s "$HERE/nodes/$silo.id" ]; then continue; fi
+  answer=$(flwr supernode register "$HERE/nodes/$silo.pub" {{ federation.name }} --name "$silo" --format json) || true
+  id=$(printf '%s' "$answer" | sed -n 's/.*"node-id": *"\{0,1\}\([0-9][0-9]*\).*/\1/p')
+  if [ -z "$id" ]; then
+    echo "$silo was not registered: $answer" >&2
+    exit 1
+  fi
+  printf '%s\n' "$id" >"$HERE/nodes/$silo.id"
+  echo "$silo is registered as node $id"
+done
