@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from fedmerge.cli.app import app
 
 from .authority import Authority
+from .live import NGINX, federation
 from .stock import superlink
 
 
@@ -101,3 +103,29 @@ def test_shown_to_a_person() -> None:
     result = CliRunner().invoke(app, ["deploy", "doctor", "--address", "127.0.0.1:1"])
     assert result.exit_code == 0
     assert "0 open" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_our_own_deployment_has_no_open_door(tmp_path: Path) -> None:
+    with federation(tmp_path, ("hospital-a", "hospital-b"), proxies=True) as live:
+        assert live.wait(live.submit()) == "finished:completed"
+        server, at_server = doctor(live.server)
+        site, at_site = doctor(live.site("hospital-a"))
+    if os.geteuid() == 0:  # the units run as a user; this test, started by root, does not
+        at_server, at_site = (
+            {door: state for door, state in states.items() if not door.startswith("user of fl")}
+            for states in (at_server, at_site)
+        )
+    else:
+        assert server == site == 0
+    assert opened(at_server) == set()
+    assert opened(at_site) == set()
+    asked = {"control API from a site's address", "tasks from a site's address", "client certificates", "TLS"}
+    assert {at_server[door] for door in asked} == {at_site[door] for door in asked} == {"closed"}
+    assert at_site["fleet API with a site's certificate"] == at_site["registration of nodes"] == "closed"
+    assert at_server["versions"] == at_server["rounds on disk"] == "closed"
+    unknown = {
+        door for states in (at_server, at_site) for door, state in states.items() if state == "unknown"
+    }
+    assert unknown == set()

@@ -18,6 +18,10 @@ CONTROL, RUNTIME, TASKS, FLEET = (
     "/v1/runtime/acquire-task",
     "/v1/fleet/pull-messages",
 )
+REGISTER = "/v1/fleet/register-node"
+UNSIGNED = 401
+"""What Flower's Fleet API answers to whoever does not sign; nothing is done then."""
+
 REFUSED = {400, 401, 403, 404, 444, 495, 496}
 """Statuses of a proxy that lets nobody through (495 and 496: nginx, about certificates), and of a login."""
 
@@ -73,15 +77,30 @@ def isolation(place: Place, seen_from: str, close: str = "") -> Finding:
 
 def fleet(place: Place) -> Finding:
     """Whether the Fleet API can be reached with the site's certificate: the one door that must open."""
-    door, asked = "fleet API with a site's certificate", f"GET {place}{FLEET}"
+    door, asked = "fleet API with a site's certificate", f"POST {place}{FLEET}, empty and unsigned"
     try:
-        answer = ask(place, FLEET)
+        answer = ask(place, FLEET, method="POST")
     except (Unreachable, HungUp) as error:
         return Finding(door, UNKNOWN, asked, str(error), "no SuperNode gets through; is the server running?")
-    if answer.status == 405:
-        return Finding(door, CLOSED, asked, "405: it is there, for those who sign with a registered key")
+    if answer.status == UNSIGNED:
+        return Finding(door, CLOSED, asked, "401: it is there, for those who sign with a registered key")
     close = "no SuperNode gets through: see the proxy's error log"
     return Finding(door, UNKNOWN, asked, str(answer.status), close)
+
+
+def registration(place: Place) -> Finding:
+    """Whether a site could register a node; whether Flower takes it, only the SuperLink's flags say."""
+    door, asked = "registration of nodes", f"POST {place}{REGISTER}, empty and unsigned"
+    try:
+        answer = ask(place, REGISTER, method="POST")
+    except Unreachable as error:
+        return _unreachable(door, asked, error)
+    except HungUp as error:
+        return Finding(door, CLOSED, asked, f"hung up: {error}")
+    if answer.status == UNSIGNED:
+        told = "401: with any signature it would reach the SuperLink; does that have --enable-supernode-auth?"
+        return Finding(door, UNKNOWN, asked, told, "let the proxy refuse it: operators register nodes")
+    return _closed_or_unknown(door, asked, answer)
 
 
 def _reached(place: Place, path: str, door: str, harm: str) -> Finding:

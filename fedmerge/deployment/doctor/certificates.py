@@ -23,6 +23,9 @@ def of_folder(folder: Path, now: datetime) -> Iterator[Finding]:
     """All that can be said about the certificates of a party's folder."""
     authority = folder / "ca.crt"
     for path in sorted([*folder.glob("*.pem"), *folder.glob("*.crt")]):
+        if (revoked := _revoked(path)) is not None:
+            yield revocations(revoked, path.name, now)
+            continue
         certificate = read(path)
         if certificate is None:
             yield Finding(f"certificate {path.name}", OPEN, str(path), "no certificate can be read", _ROTATE)
@@ -88,11 +91,26 @@ def names(certificate: x509.Certificate, hosts: Iterable[str], name: str) -> Fin
     return judged(f"names of {name}", bool(missing), "its subject's alternative names", told, close)
 
 
+def revocations(revoked: x509.CertificateRevocationList, name: str, now: datetime) -> Finding:
+    """Whether the list of revoked certificates still holds; nginx lets nobody in when it is too old."""
+    end = revoked.next_update_utc
+    wrong = end is not None and (end - now).days < DAYS
+    told = f"{len(list(revoked))} revoked; " + (f"holds until {end:%Y-%m-%d}" if end else "holds without end")
+    return judged(f"list {name}", wrong, "its dates", told, "fedmerge deploy revoke writes a new one")
+
+
 def authority_key(folder: Path) -> Iterator[Finding]:
     """Whether the CA's own key lies where a running party could lose it."""
     for path in sorted(folder.rglob("ca.key")):
         close = "keep OUT/ca/ with the operator, off every server; whoever has this key can be anybody"
         yield Finding("key of the CA", OPEN, str(folder), f"{path} lies here", close)
+
+
+def _revoked(path: Path) -> x509.CertificateRevocationList | None:
+    try:
+        return x509.load_pem_x509_crl(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _names(certificate: x509.Certificate) -> set[str]:

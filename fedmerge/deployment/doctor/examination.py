@@ -33,6 +33,7 @@ def of_apis(place: Place, seen_from: str) -> Iterator[Finding]:
     yield apis.runtime(place, seen_from)
     yield apis.isolation(place, seen_from)
     yield apis.described(place, seen_from)
+    yield apis.registration(place)
 
 
 def of_superlink(port: int) -> Iterator[Finding]:

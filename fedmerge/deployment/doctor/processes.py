@@ -42,7 +42,7 @@ def running(commands: tuple[str, ...] = _COMMANDS) -> list[Running]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "uids"]):
         words = tuple(process.info["cmdline"] or ())
-        names = [Path(word).name for word in words[:3]]
+        names = [Path(word).name for word in words[:4]]
         command = next((name for name in names if name in commands), "")
         if command:
             uids = process.info["uids"]

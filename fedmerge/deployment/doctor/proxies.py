@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedmerge.deployment.doctor.finding import UNKNOWN, Finding, judged
-from fedmerge.deployment.doctor.scripts import listens, passes_to
+from fedmerge.deployment.doctor.scripts import behind, listens, passed
 
-_LOCATION = re.compile(r"location\s+([^{]+?)\s*\{([^}]*)\}")
 _ALLOWED = "/v1/fleet/"
 
 
@@ -23,9 +22,9 @@ def of_server(folder: Path) -> Iterator[Finding]:
     told = "asked for" if asks else "not asked for"
     close = "ssl_verify_client on; ssl_client_certificate ca.crt;"
     yield judged("proxy's client certificates", not asks, "nginx.conf", told, close)
-    passed = [name for name, block in _LOCATION.findall(text) if "proxy_pass" in block]
-    wide = [name for name in passed if not name.split()[-1].lstrip("^").startswith(_ALLOWED)]
-    told = ", ".join(passed) or "nothing"
+    locations = passed(text)
+    wide = [name for name in locations if not name.split()[-1].lstrip("^").startswith(_ALLOWED)]
+    told = ", ".join(locations) or "nothing"
     close = f"pass {_ALLOWED} on, and nothing else"
     yield judged("paths that the proxy passes on", bool(wide), "nginx.conf", told, close)
 
@@ -48,12 +47,13 @@ def of_site(folder: Path) -> Iterator[Finding]:
 
 def own_addresses(folder: Path) -> list[str]:
     """Where the server's proxy can be asked from the server's own machine."""
-    return [each if ":" in each else f"127.0.0.1:{each}" for each in listens(_text(folder) or "")[:1]]
+    ports = [each.rpartition(":")[2] for each in listens(_text(folder) or "")]
+    return [f"127.0.0.1:{port}" for port in dict.fromkeys(ports) if port.isdecimal()]
 
 
 def server_addresses(folder: Path) -> list[str]:
     """Where a site's proxy finds the server."""
-    return list(dict.fromkeys(each for each in passes_to(_text(folder) or "") if ":" in each))
+    return list(dict.fromkeys(behind(_text(folder) or "")))
 
 
 def _text(folder: Path) -> str | None:

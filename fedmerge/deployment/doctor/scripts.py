@@ -10,7 +10,8 @@ from fedmerge.deployment.doctor.units import flags
 
 _SET = re.compile(r"^(\w+)=(\S*)$", re.MULTILINE)
 _LISTEN = re.compile(r"^\s*listen\s+(\S+?)\s*(?:ssl)?\s*;", re.MULTILINE)
-_PASSED = re.compile(r"^\s*proxy_pass\s+https?://([^/;\s]+)", re.MULTILINE)
+_BEHIND = re.compile(r"^\s*server\s+([^\s;{]+:\d+)\s*;", re.MULTILINE)
+_LOCATION = re.compile(r"^\s*location\s+([^{]+?)\s*\{", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,32 @@ def listens(nginx: str) -> list[str]:
     return _LISTEN.findall(nginx)
 
 
-def passes_to(nginx: str) -> list[str]:
-    """Where a proxy passes requests on to: host:port.
+def behind(nginx: str) -> list[str]:
+    r"""Who stands behind a proxy, of its `upstream` blocks: host:port.
 
     Example:
-        >>> passes_to("proxy_pass https://fed.example.org:8443;")
+        >>> behind("upstream federation { \n server fed.example.org:8443;\n }")
         ['fed.example.org:8443']
     """
-    return _PASSED.findall(nginx)
+    return _BEHIND.findall(nginx)
+
+
+def passed(nginx: str) -> list[str]:
+    r"""The locations whose requests a proxy passes on, as its configuration writes them.
+
+    Example:
+        >>> passed("location /a { limit_except POST { deny all; } proxy_pass https://b; }\n location / { }")
+        ['/a']
+    """
+    found = [(match.group(1), _block(nginx[match.end() :])) for match in _LOCATION.finditer(nginx)]
+    return [name for name, block in found if "proxy_pass" in block]
+
+
+def _block(text: str) -> str:
+    """The text up to the brace that closes it; braces within come in pairs."""
+    depth = 1
+    for position, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[:position]
+    return text

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from cryptography import x509
 
-from fedmerge.deployment.doctor.apis import FLEET, REFUSED
+from fedmerge.deployment.doctor.apis import FLEET, REFUSED, UNSIGNED
 from fedmerge.deployment.doctor.asking import HungUp, Place, Unreachable, ask, handshake, unchecked
 from fedmerge.deployment.doctor.certificates import lifetime
 from fedmerge.deployment.doctor.finding import CLOSED, OPEN, UNKNOWN, Finding
@@ -92,14 +92,14 @@ def served_lifetime(place: Place, now: datetime) -> Finding:
 def client_certificate(place: Place) -> Finding:
     """Whether somebody without a certificate of the CA gets through to the SuperLink."""
     door = "client certificates"
-    asked = f"GET {place}{FLEET} without a certificate"
+    asked = f"POST {place}{FLEET}, empty and unsigned, without a certificate"
     try:
-        answer = ask(place.without_identity(), FLEET)
+        answer = ask(place.without_identity(), FLEET, method="POST")
     except HungUp as error:
         return Finding(door, CLOSED, asked, f"hung up: {error}")
     except Unreachable as error:
         return Finding(door, UNKNOWN, asked, str(error))
-    if answer.status in REFUSED:
+    if answer.status in REFUSED - {UNSIGNED}:
         return Finding(door, CLOSED, asked, f"{answer.status}: one is asked for")
     told = f"{answer.status}: whoever reaches the port reaches the SuperLink"
     return Finding(door, OPEN, asked, told, "ssl_verify_client on; in the proxy: Flower itself has none")

@@ -102,7 +102,10 @@ http {
   server {
     listen 8443 ssl;
     ssl_verify_client on;
-    location /v1/fleet/ { proxy_pass https://127.0.0.1:8000; }
+    location ~ ^/v1/fleet/(get-run|get-fab)$ {
+      limit_except POST { deny all; }
+      proxy_pass https://superlink$uri;
+    }
     location / { return 403; }
   }
 }
@@ -115,7 +118,7 @@ http {
         ("", "", 0),
         ("ssl_verify_client on;", "", 1),
         ("ssl_verify_client on;", "ssl_verify_client optional;", 1),
-        ("location /v1/fleet/", "location /v1/", 1),
+        ("^/v1/fleet/", "^/v1/", 1),
         ("return 403;", "proxy_pass https://127.0.0.1:8000;", 1),
     ],
 )
