@@ -14,7 +14,7 @@ from fedmerge.errors import ConfigError
 from fedmerge.wire.signatures import load_key, load_public, public_text
 
 SERVER_VARIABLE = "FEDMERGE_SERVER"
-_POLICY = ("bases", "tasks", "encodings", "max-rounds", "max-steps", "min-silos")
+_POLICY = ("bases", "tasks", "columns", "encodings", "max-rounds", "max-steps", "min-silos")
 
 
 def server(folder: Path) -> Iterator[Finding]:
