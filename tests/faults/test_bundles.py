@@ -84,8 +84,8 @@ def trusting(script: Path, folder: Path) -> None:
     script.write_text(given, encoding="utf-8")
 
 
-def run(live: Live, bundle: Path) -> None:
-    """Submit a bundle and wait for its end."""
+def run(live: Live, bundle: Path) -> str:
+    """Submit a bundle and wait for its end; returns Flower's number of the run."""
     number = str(flwr(live.server, "run", str(bundle), live.made.name)["run-id"])
 
     def ended() -> bool:
@@ -93,6 +93,7 @@ def run(live: Live, bundle: Path) -> None:
         return str(status).startswith("finished")
 
     live.wait_for(ended, "the run ends", 300.0)
+    return number
 
 
 @pytest.mark.slow
@@ -114,9 +115,9 @@ def test_a_servers_own_code_is_not_run_at_a_site(tmp_path: Path) -> None:
             live.start_silo(silo)
         nodes = {silo: (live.server / "nodes" / f"{silo}.id").read_text().strip() for silo in live.silos}
 
-        run(live, bundle)
+        number = run(live, bundle)
         assert not answer.exists()  # the server's own SuperExec refuses it, too
-        assert "refused: the bundle brings 'app.py'" in live.log("server-superexec")
+        assert "refused: the bundle brings 'app.py'" in live.call("logs", number)
 
         live.kill("server-superexec", family=True)
         unguarded(live.command("server-superexec"))  # a server that does as it likes

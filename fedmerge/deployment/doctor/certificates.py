@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -118,5 +117,5 @@ def _names(certificate: x509.Certificate) -> set[str]:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return set()
-    addresses = {str(ipaddress.ip_address(a)) for a in extension.get_values_for_type(x509.IPAddress)}
+    addresses = {str(address) for address in extension.get_values_for_type(x509.IPAddress)}
     return {name.lower() for name in extension.get_values_for_type(x509.DNSName)} | addresses
