@@ -21,6 +21,8 @@ from fedmerge.errors import ConfigError
 AUTHORITY_DAYS = 5 * 365
 PARTY_DAYS = 397
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SERVER_NAME = "superlink"
+"""A name that only the server's certificate has: the proxies ask for it."""
 # A party's clock may be a little behind the operator's.
 _EARLIER = datetime.timedelta(hours=1)
 

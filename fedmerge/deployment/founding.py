@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedmerge.deployment.certificates import Authority, new_authority, revoked_list
+from fedmerge.deployment.certificates import Authority, new_authority, revoked_list, serial_of
 from fedmerge.deployment.federation import Federation
+from fedmerge.deployment.office import SERIALS, serials_file
 from fedmerge.deployment.parties import (
     SiloKeys,
     member,
@@ -56,6 +57,7 @@ def _files(federation: Federation) -> Files:
     return {
         "federation.toml": File(federation.text.encode()),
         **_below("ca", {"ca.key": File(authority.pair.key, SECRET), **certificate}),
+        SERIALS: serials_file({n: (serial_of(k.client.certificate),) for n, k in silo_keys.items()}),
         **_below("server", server),
         **{
             place: file

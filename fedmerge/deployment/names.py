@@ -39,8 +39,8 @@ def checked_path(path: object, where: str, *, plain: bool = True) -> str:
         raise ConfigError(f"{where} = {path!r}: expected an absolute path")
     if plain and not _PLAIN_PATH.fullmatch(path):
         raise ConfigError(f"{where} = {path!r}: expected letters, digits and . _ + @ - only")
-    if not path.isprintable():
-        raise ConfigError(f"{where} = {path!r}: has characters that can't be printed")
+    if not path.isprintable() or {"'", '"', "\\"} & set(path):
+        raise ConfigError(f"{where} = {path!r}: no quotes, backslashes or control characters, please")
     return path
 
 

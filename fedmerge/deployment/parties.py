@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from fedmerge import __version__
-from fedmerge.deployment.certificates import LOOPBACK, Authority, Pair, issue_client, issue_server
+from fedmerge.deployment.certificates import (
+    LOOPBACK,
+    SERVER_NAME,
+    Authority,
+    Pair,
+    issue_client,
+    issue_server,
+)
 from fedmerge.deployment.federation import Federation, Silo
 from fedmerge.deployment.keys import NodeKey, new_node_key, new_secret
 from fedmerge.deployment.roster import Member
@@ -47,7 +55,8 @@ class SiloKeys:
 
 def new_server_keys(authority: Authority, federation: Federation) -> ServerKeys:
     """New keys for the server; its certificate names every host, and the loopback interface."""
-    return ServerKeys(issue_server(authority, "superlink", (*federation.server.hosts, *LOOPBACK)))
+    hosts = (SERVER_NAME, *federation.server.hosts, *LOOPBACK)
+    return ServerKeys(issue_server(authority, SERVER_NAME, hosts))
 
 
 def new_silo_keys(authority: Authority, silo: str) -> SiloKeys:
@@ -88,11 +97,27 @@ def silo_secrets(keys: SiloKeys) -> Files:
 
 def server_templates(federation: Federation, members: Sequence[Member]) -> Files:
     """The server's commands, units and configuration."""
-    values = {"federation": federation, "server": federation.server, "party": federation.server}
-    return rendered("server", values | {"roster": members, "version": __version__})
+    server = federation.server
+    values: dict[str, object] = _common(federation) | {"party": server, "roster": members}
+    listen = {"listen": "127.0.0.1" if federation.one_machine else "0.0.0.0", "v6": _has_v6(federation)}
+    return rendered("server", values | listen)
 
 
 def silo_templates(federation: Federation, silo: Silo, server_key: str) -> Files:
     """A silo's commands, units and configuration."""
-    values = {"federation": federation, "server": federation.server, "silo": silo, "party": silo}
-    return rendered("silo", values | {"server_key": server_key, "version": __version__})
+    values = _common(federation) | {"party": silo, "silo": silo, "server_key": server_key}
+    return rendered("silo", values | {"log_folder": str(PurePosixPath(silo.log).parent)})
+
+
+def _common(federation: Federation) -> dict[str, object]:
+    return {
+        "federation": federation,
+        "server": federation.server,
+        "server_name": SERVER_NAME,
+        "version": __version__,
+    }
+
+
+def _has_v6(federation: Federation) -> bool:
+    """Whether the server is to listen on IPv6 too; a machine without it could not."""
+    return not federation.one_machine and any(":" in host for host in federation.server.hosts)

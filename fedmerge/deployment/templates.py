@@ -48,7 +48,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         autoescape=False,  # no HTML: every value was checked, or is quoted by a filter
     )
-    environment.filters["toml"] = _toml
+    environment.filters |= {"toml": _toml, "address": _address}
     return environment
 
 
@@ -62,3 +62,13 @@ def _toml(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
     return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
+
+
+def _address(host: str) -> str:
+    """A host as it stands before a port.
+
+    Example:
+        >>> _address("fed.example.org"), _address("2001:db8::1")
+        ('fed.example.org', '[2001:db8::1]')
+    """
+    return f"[{host}]" if ":" in host else host

@@ -105,9 +105,7 @@ def test_a_servers_own_code_is_not_run_at_a_site(tmp_path: Path) -> None:
     (bundle / "pyproject.toml").write_text(PYPROJECT)
     (bundle / "app.py").write_text(APP.format(canary=f"{tmp_path}/ran-at-", answer=str(answer)))
     with federation(tmp_path / "federation", ("hospital-a", "hospital-b"), start=False) as live:
-        trusting(
-            live.command("supernode/hospital-b"), tmp_path
-        )  # beside ours: Flower's own check of signatures
+        trusting(live.command("supernode/hospital-b"), tmp_path)  # beside ours, Flower's own way
         unguarded(live.command("superexec/hospital-b"))
         live.start_server()
         live.register()

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Starts a ServerApp for every run: fedmerge's, which reads server.toml.
 . "$(dirname -- "$0")/place.sh"
-FEDMERGE_SERVER=$HERE/server.toml
+FEDMERGE_SERVER=${FEDMERGE_SERVER:-$HERE/server.toml}
 export FEDMERGE_SERVER
 # Task commands are looked for on the PATH: those of apps/ run no code that a bundle brings.
 PATH=$HERE/apps:$PATH

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from fedmerge.cli.deploy import doctor, init, submit
+from fedmerge.cli.deploy import doctor, init, revoke, rotate, submit
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -22,5 +22,7 @@ def _add(name: str, command: Callable[..., Any]) -> None:
 
 
 _add("init", init.init)
+_add("rotate", rotate.rotate)
+_add("revoke", revoke.revoke)
 _add("submit", submit.submit)
 _add("doctor", doctor.doctor)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from fedmerge.deployment.doctor.finding import CLOSED, NOTE, OPEN, Finding, judged
 from fedmerge.deployment.doctor.units import flags_of

@@ -1,0 +1,39 @@
+"""A small federation across machines, as text and as the operator's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TEXT = """\
+name = "heart-study"
+
+[server]
+hosts = ["fed.example.org", "203.0.113.7"]
+
+[silos.hospital-a]
+data = "/srv/fedmerge/rows of a.parquet"
+max-examples = 5000
+
+[silos.hospital-a.policy]
+bases = ["00ff"]
+max-rounds = 50
+
+[silos.hospital-b]
+data = "/srv/fedmerge/rows.jsonl"
+"""
+
+
+@pytest.fixture
+def text() -> str:
+    return TEXT
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """What `deploy init` writes."""
+    from fedmerge.deployment.federation import parse_federation
+    from fedmerge.deployment.founding import found
+
+    return found(parse_federation(TEXT), tmp_path / "out")
