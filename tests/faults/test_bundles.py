@@ -98,6 +98,7 @@ def run(live: Live, bundle: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.fault(45)
+@pytest.mark.timeout(1200)
 def test_a_servers_own_code_is_not_run_at_a_site(tmp_path: Path) -> None:
     answer, bundle = tmp_path / "answer.json", tmp_path / "bundle"
     bundle.mkdir()
