@@ -36,6 +36,7 @@ from fedmerge.adapters import Adapter
 from fedmerge.config import Config, defaults, read_config
 from fedmerge.engine.local import run_local
 from fedmerge.server.observer import Silent
+from fedmerge.silo import worker
 from fedmerge.silo.worker import Order, Trained, Worker
 
 SILOS = 8
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--workers", default="1,2")
     asked = parser.parse_args()
-    client_app.Worker = IdleWorker  # type: ignore[misc]
+    worker.Worker = IdleWorker  # type: ignore[misc]
     folder = Path(tempfile.mkdtemp(prefix="fedmerge-benchmark-"))
     try:
         measure(config_of(folder / "imports", 0, 1, 1, "whole"))

@@ -1,172 +1,95 @@
-"""Flower's ClientApp: message -> protocol -> worker -> reply. Nothing is computed here.
+"""Flower's ClientApp: message -> station -> reply. Nothing is computed here, and nothing unsaid leaves.
 
 In a simulation any node serves any silo, and the message says which. In a deployment the SuperNode's
-`--node-config` names its silo ("silo", "data" for the path of its rows, and "state" for a folder in which it
-keeps the tensors that `lora.private` never sends), and it serves no other.
+`--node-config` names its site (`fedmerge.silo.site`), and it serves no other silo.
+
+Flower sends the text of an exception that escapes a ClientApp to the server, word for word, also of one that
+is raised while this is imported. So next to nothing is imported here, and all work is done where an error
+ends in a reply.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmerge.adapters import Adapter, Lora
-from fedmerge.config import Config, read_config
-from fedmerge.errors import ConfigError, WireError
-from fedmerge.rules.statistics import STATISTICS
-from fedmerge.silo.data import SiloData, load_own, load_silos
-from fedmerge.silo.order import Order
-from fedmerge.silo.private import PrivateStates
-from fedmerge.silo.worker import Worker
-from fedmerge.wire.protocol import (
-    RECEIVED,
-    Card,
-    Instruction,
-    QueryReply,
-    Sender,
-    failure_content,
-    read_candidates,
-    read_instruction,
-    reply_content,
-)
-from fedmerge.wire.records import from_record
+from fedmerge import logs
+from fedmerge.errors import ConfigError, FedMergeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedmerge.silo.credentials import Credentials
+    from fedmerge.silo.site import Site
+    from fedmerge.station import Station
 
 logger = logging.getLogger(__name__)
 
-# Versions that can change bits: told to the server, which writes them down.
-REPORTED = ("fedmerge", "flwr", "torch", "transformers", "peft")
-OWN_SILO = "silo"  # the node-config key that makes a node one silo
-OWN_STATE = "state"  # the node-config key of the folder in which it keeps private tensors
+# What makes the libraries below leave the network alone; they read it when they are first imported.
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
 
 app = ClientApp()
+
+
+class _Standing:
+    """Whether this process may take part in a simulation; a node of a deployment's own process may not."""
+
+    sites_only = False
+
+
+def serve_sites_only() -> None:
+    """From here on refuse where the node's configuration names no site, instead of simulating one."""
+    _Standing.sites_only = True
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Which silos this node serves, on which base and device."""
-    return _answer(message, context, _describe)
+    return _answer(message, context, "describe")
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Score the broadcast, train from it, and reply with the delta."""
-    return _answer(message, context, _train)
+    return _answer(message, context, "train")
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score every adapter of the message."""
-    return _answer(message, context, _evaluate)
+    return _answer(message, context, "evaluate")
 
 
-@dataclass(frozen=True)
-class Station:
-    """A worker, and what it was made from.
-
-    Args:
-        config: the run's.
-        worker: with the base and the rows.
-        examples: training rows of each silo that it serves; of one silo, in a deployment.
-        shared: whether any node serves any silo: true in simulations only.
-    """
-
-    config: Config
-    worker: Worker
-    examples: Mapping[str, int]
-    shared: bool
-
-    def order(self, instruction: Instruction) -> Order:
-        """The work that a message asks for.
-
-        Raises:
-            ConfigError: the server's base is another one, or a deployed silo is to train a baseline, or to
-                remember something of a run without a name.
-        """
-        expected, found = instruction.fingerprint, self.worker.fingerprint
-        if expected not in ("", found):
-            raise ConfigError(f"the base here has the fingerprint {found[:16]}, the server's {expected[:16]}")
-        if self.config.silo.lora.private and not self.shared and (instruction.stream or not instruction.run):
-            raise ConfigError("a deployed silo with lora.private trains in rounds of a run that has a name")
-        return Order(
-            silo=instruction.silo or ("" if self.shared else next(iter(self.examples))),
-            round=instruction.round,
-            seed=instruction.seed,
-            epochs=instruction.epochs,
-            steps=instruction.steps,
-            stream=instruction.stream,
-            splits=instruction.splits,
-            rows=instruction.rows,
-            labels=instruction.labels,
-            deadline_seconds=instruction.deadline_seconds,
-            statistics=instruction.statistics,
-            run=instruction.run,
-            head=instruction.head,
-            outcomes=instruction.outcomes and self.shared,  # rows are a silo's own in a deployment
-        )
-
-    def adapter(self, record: ArrayRecord) -> Adapter:
-        """What a record holds, with the run's LoRA settings."""
-        lora = self.config.silo.lora
-        return Adapter(from_record(record), Lora(lora.rank, lora.alpha, lora.rslora))
-
-    def sender(self, order: Order) -> Sender:
-        """Who answers."""
-        worker = self.worker
-        return Sender(order.silo, order.round, worker.fingerprint, worker.device, worker.gpu_seen)
-
-
-# One worker a process: the base is loaded once. Another configuration takes its place.
+# One station a process: the base is loaded once. Another configuration takes its place.
 _stations: dict[tuple[object, ...], Station] = {}
 
 
-def station(context: Context) -> Station:
-    """The worker of this process, made anew where the configuration is another one."""
-    own = {
-        key: context.node_config[key] for key in (OWN_SILO, "data", OWN_STATE) if key in context.node_config
-    }
-    key = (tuple(sorted(context.run_config.items())), tuple(sorted(own.items())))
+def station(context: Context, site: Site | None = None) -> Station:
+    """The station of this process, made anew where the configuration is another one.
+
+    Args:
+        context: Flower's.
+        site: of the node; None reads it.
+    """
+    from fedmerge.config import read_config  # noqa: PLC0415  here and below: see above
+    from fedmerge.silo.site import site_of  # noqa: PLC0415
+    from fedmerge.station import opened  # noqa: PLC0415
+
+    site = site or site_of(context.node_config)
+    key = (tuple(sorted(context.run_config.items())), site)
     if key not in _stations:
         _stations.clear()
-        _stations[key] = _open(read_config(context.run_config), own)
+        _stations[key] = opened(read_config(context.run_config), site)
     return _stations[key]
-
-
-def _open(config: Config, own: Mapping[str, str | int | float | bool]) -> Station:
-    shared = OWN_SILO not in own
-    silos = load_silos(config.silo.data) if shared else _named(load_own(config.silo.data, own))
-    examples = {name: len(data.train) for name, data in silos.items()}
-    return Station(config, Worker(config.silo, silos, _states(config, own)), examples, shared)
-
-
-def _states(config: Config, own: Mapping[str, str | int | float | bool]) -> PrivateStates | None:
-    """Where silos keep private tensors: in a simulation below the run's folder, else where the node says."""
-    if not config.silo.lora.private:
-        return None
-    if OWN_SILO not in own:
-        return PrivateStates(private_folder(config))
-    folder = Path(str(own.get(OWN_STATE, "")).strip()).expanduser()
-    if not folder.is_absolute() or not folder.is_dir():
-        raise ConfigError(
-            f"lora.private = {config.silo.lora.private!r}: this silo needs a folder for what it never sends; "
-            f"its node-config has {OWN_STATE} = {str(own.get(OWN_STATE, ''))!r}, expected the absolute path "
-            f"of a folder that is there: --node-config '... {OWN_STATE}=\"/srv/state\"'"
-        )
-    return PrivateStates(folder)
-
-
-def private_folder(config: Config) -> Path:
-    """Where the silos of a simulation keep private tensors."""
-    return config.folder / "private"
-
-
-def _named(data: SiloData) -> dict[str, SiloData]:
-    return {data.name: data}
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
@@ -180,55 +103,103 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def _answer(message: Message, context: Context, work: Callable[[Station, RecordDict], RecordDict]) -> Message:
+def _answer(message: Message, context: Context, work: str) -> Message:
     """The reply; where the work raises, one that says so. A traceback stays in this node's log."""
+    began, site, problem = time.monotonic(), None, None
     try:
-        content = work(station(context), message.content)
-    except Exception as err:
+        site = _site(message, context)
+        content = _worked(message, context, site, work)
+    except (KeyboardInterrupt, SystemExit):  # the process is told to end: no text leaves with these
+        raise
+    except BaseException as err:  # a panic of a Rust library is no Exception
+        problem = err
         logger.exception("a %s message failed", message.metadata.message_type)
-        content = failure_content(_failure(message.content, context, err))
+        content = _failure(message, context, site, err)
+    if site is not None:
+        content = _departing(message, context, site, content, problem)
+        logger.info("%s answered in %.1f s", message.metadata.message_type, time.monotonic() - began)
     return Message(content, reply_to=message)
 
 
-def _failure(content: RecordDict, context: Context, err: Exception) -> Sender:
-    """Who failed, and the class of the error. Its sentence may quote rows: only simulations send it."""
+def _site(message: Message, context: Context) -> Site | None:
+    """What a deployed node is; from here on its log says so."""
+    from fedmerge.silo.site import CODE, site_of  # noqa: PLC0415
+
+    site = site_of(context.node_config)
+    if site is None and _Standing.sites_only:
+        raise ConfigError("this node's configuration names no site: --node-config \"site='/...'\"", code=CODE)
+    if site is not None:
+        logs.configure(f"silo {site.silo}", run=str(message.metadata.run_id))
+        logs.note(round=_round(message))
+        if not site.network:
+            os.environ.update(dict.fromkeys(_OFFLINE, "1"))
+    return site
+
+
+def _worked(message: Message, context: Context, site: Site | None, work: str) -> RecordDict:
+    from fedmerge.silo.lateness import Lifetime  # noqa: PLC0415
+
+    metadata = message.metadata
+    lifetime = Lifetime(metadata.created_at, metadata.ttl, time.time())
+    if site is not None:
+        lifetime.left(0.0)  # nobody waits for it: answered before anything is loaded
+        if site.signing_key is not None:
+            _credentials(site, site.signing_key).check(message)
+    do = getattr(import_module("fedmerge.station"), work)
+    content: RecordDict = do(station(context, site), message.content, lifetime)
+    return content
+
+
+def _round(message: Message) -> int:
+    """The round that a message belongs to, as far as it says so."""
+    config = message.content.get("config")
+    round = config.get("round", 0) if isinstance(config, ConfigRecord) else 0
+    return round if isinstance(round, int) else 0
+
+
+def _failure(message: Message, context: Context, site: Site | None, err: BaseException) -> RecordDict:
+    """A reply that says who failed, and the class and code of the error: made of Flower's own parts alone.
+
+    Its sentence may quote rows: only simulations send it.
+    """
+    deployed = site or _Standing.sites_only or {"site", "silo"} & context.node_config.keys()
+    config = message.content.get("config")
+    asked = config.get("silo", "") if isinstance(config, ConfigRecord) else ""
+    silo = str(asked) or (site.silo if site is not None else str(context.node_config.get("silo", "")))
+    record = ConfigRecord({"silo": silo, "round": _round(message), "fingerprint": "", "device": ""})
+    record["gpu-seen"], record["failure"] = False, type(err).__name__
+    record["sentence"] = "" if deployed else str(err)
+    if isinstance(err, FedMergeError) and err.code:
+        record["code"] = err.code
+    return RecordDict({"metrics": MetricRecord({"num-examples": 0}), "fedmerge": record})
+
+
+def _departing(
+    message: Message, context: Context, site: Site, content: RecordDict, problem: BaseException | None
+) -> RecordDict:
+    """The reply, signed, once the site's log says what it is; where that can't be written, a refusal alone."""
     try:
-        instruction = read_instruction(content)
-    except WireError:
-        instruction = Instruction()
-    sentence = "" if OWN_SILO in context.node_config else str(err)
-    silo = instruction.silo or str(context.node_config.get(OWN_SILO, ""))
-    return Sender(silo=silo, round=instruction.round, failure=type(err).__name__, sentence=sentence)
+        from fedmerge.silo.departures import Departure, write  # noqa: PLC0415
+
+        content = _signed(message, site, content)
+        if site.log is not None:
+            write(site.log, Departure(site.silo, site.federation, message, content, problem))
+    except Exception as err:
+        logger.exception("nothing leaves")
+        content = _failure(message, context, site, err)
+        with suppress(Exception):
+            content = _signed(message, site, content)
+    return content
 
 
-def _describe(here: Station, content: RecordDict) -> RecordDict:
-    worker = here.worker
-    return QueryReply(
-        silos=tuple(Card.from_json(card) for card in worker.cards()),
-        shared=here.shared,
-        fingerprint=worker.fingerprint,
-        device=worker.device,
-        gpu_seen=worker.gpu_seen,
-        versions=installed(REPORTED),
-        statistics=tuple(sorted(STATISTICS)),
-    ).to_content()
-
-
-def _train(here: Station, content: RecordDict) -> RecordDict:
-    order = here.order(read_instruction(content))
-    trained = here.worker.train(here.adapter(read_candidates(content)[RECEIVED]), order)
-    return reply_content(
-        trained.delta.tensors,
-        trained.examples,
-        metrics=trained.metrics,
-        sender=here.sender(order),
-        encoding=here.config.wire.encoding,
-        statistics=trained.statistics,
+def _signed(message: Message, site: Site, content: RecordDict) -> RecordDict:
+    """The content of a reply, signed where the site has a key."""
+    return (
+        content if site.signing_key is None else _credentials(site, site.signing_key).sign(content, message)
     )
 
 
-def _evaluate(here: Station, content: RecordDict) -> RecordDict:
-    order = here.order(read_instruction(content))
-    candidates = {name: here.adapter(record) for name, record in read_candidates(content).items()}
-    metrics = here.worker.evaluate(candidates, order)
-    return reply_content(None, here.examples[order.silo], metrics=metrics, sender=here.sender(order))
+def _credentials(site: Site, signing_key: Path) -> Credentials:
+    from fedmerge.silo.credentials import Credentials  # noqa: PLC0415
+
+    return Credentials.load(site.federation, site.silo, signing_key, site.server_key)

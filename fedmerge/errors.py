@@ -7,8 +7,10 @@
       ConfigError      a configuration, data set or base that can't be used as given
       RoundFailed      a round that could not be closed; the last good adapter is intact
       CheckpointError  a run folder that can't be read, or belongs to another run
+      PolicyError      a run that a site's own policy forbids, or that came too late for it
 
-Every message says what was given, what was expected, and where.
+Every message says what was given, what was expected, and where. A deployed silo tells the server an error's
+class and its `code`, a word or two that name the reason; the sentence stays at the site.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ from collections.abc import Iterable
 
 
 class FedMergeError(Exception):
-    """Base class of all errors that fedmerge raises on purpose."""
+    """Base class of all errors that fedmerge raises on purpose.
+
+    Args:
+        sentence: what was given, what was expected, and where.
+        code: names the reason to other parties, such as "policy/max-rounds"; holds nothing private.
+    """
+
+    def __init__(self, sentence: str = "", *, code: str = "") -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class RuleError(FedMergeError):
@@ -43,6 +54,10 @@ class RoundFailed(FedMergeError):
 
 class CheckpointError(FedMergeError):
     """A run folder that can't be read or written, or that belongs to another run."""
+
+
+class PolicyError(FedMergeError):
+    """A run that a site's own policy forbids, or a message that came too late for it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -19,10 +23,12 @@ from fedmerge.wire.protocol import (
 from fedmerge.wire.records import from_record, to_record
 
 
-def ask(message_type, content, flat, node_config=None):
+def ask(message_type, content, flat, node_config=None, *, age=0, ttl=None):
+    """The reply to a message that was made `age` seconds ago."""
     context = Context(1, 2, node_config or {}, RecordDict(), dict(flat))
     with server_identity(run_id=1):
-        message = Message(content, dst_node_id=2, message_type=message_type)
+        message = Message(content, dst_node_id=2, message_type=message_type, ttl=ttl)
+    message.metadata.created_at = time.time() - age
     stamp(message, "1")
     reply = client_app.app(message, context)
     assert reply.metadata.reply_to_message_id == "1"
@@ -129,3 +135,196 @@ def test_the_worker_is_kept_for_one_config_and_made_anew_for_another(tiny_flat):
     assert made(flat) is first
     assert made(other) is not first
     assert len(client_app._stations) == 1
+
+
+def site_file(folder, own, policy="", **keys):
+    """A site.toml of a deployed node, its state and its log in the folder; the node-config that names it."""
+    (folder / "state").mkdir(exist_ok=True)
+    keys = {"silo": own["silo"], "data": own["data"], "state": str(folder / "state")} | keys
+    keys = {"log": str(folder / "left.jsonl")} | keys
+    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items() if value is not None]
+    path = folder / "site.toml"
+    path.write_text("\n".join([*lines, "[policy]", policy]), encoding="utf-8")
+    return {"site": str(path)}
+
+
+def departures(folder):
+    return [json.loads(line) for line in (folder / "left.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def site(own, tmp_path):
+    return lambda policy="", **keys: site_file(tmp_path, own, policy, **keys)
+
+
+def test_a_site_s_log_says_what_left_it(flat, site, tmp_path):
+    node = site()
+    told = QueryReply.from_content(ask("query", RecordDict(), flat, node))
+    content = ask("train", order(flat, silo="", run="a1b2"), flat, node)
+    assert read_sender(content).silo == "hospital-a" and told.silos[0].name == "hospital-a"
+    asked, trained = departures(tmp_path)
+    assert (asked["kind"], trained["kind"], trained["run"], trained["round"]) == ("query", "train", "a1b2", 1)
+    assert trained["records"]["arrays"]["tensors"].keys() == content["arrays"].keys()
+    assert trained["records"]["metrics"]["values"]["num-examples"] == content[METRICS]["num-examples"]
+    assert any((tmp_path / "state" / "fingerprints").iterdir())
+
+
+def test_the_file_decides_which_rows_are_read(flat, site):
+    wishes = {"data.source": "/etc/passwd", "data.server": "/etc/shadow", "data.labels": "/etc/hosts.txt"}
+    assert read_sender(ask("train", order(flat, silo=""), flat | wishes, site())).failure == ""
+
+
+def test_where_the_base_lies_is_the_site_s_own_matter(flat, site, tiny_base):
+    elsewhere = flat | {"base.model": "/srv/of/the/server/base"}
+    assert read_sender(ask("train", order(flat, silo=""), elsewhere, site())).failure == "ConfigError"
+    assert read_sender(ask("train", order(flat, silo=""), elsewhere, site(base=str(tiny_base)))).failure == ""
+
+
+@pytest.mark.parametrize(
+    ("policy", "code"),
+    [
+        (f'bases = ["{"0" * 64}"]', "policy/bases"),
+        ('tasks = ["classification"]', "policy/tasks"),
+        ('columns = ["label"]', "policy/columns"),
+        ('encodings = ["bf16"]', "policy/encodings"),
+        ("max-rounds = 1", "policy/max-rounds"),
+    ],
+)
+def test_a_run_that_the_site_does_not_allow(policy, code, flat, site, tmp_path):
+    node = site(policy)
+    for kind in ("query", "train", "evaluate"):
+        content = RecordDict() if kind == "query" else order(flat, silo="")
+        sender = read_sender(ask(kind, content, flat, node))
+        told = (sender.silo, sender.failure, sender.code, sender.sentence)
+        assert told == ("hospital-a", "PolicyError", code, "")
+        line = departures(tmp_path)[-1]
+        assert (line["kind"], line["outcome"], line["code"]) == (kind, "refused", code)
+        assert code.removeprefix("policy/") in line["sentence"]
+    assert not client_app._stations  # nothing was read or loaded
+
+
+@pytest.mark.parametrize(
+    ("policy", "wishes", "code"),
+    [
+        ("max-steps = 1", {}, "policy/max-steps"),
+        ("max-steps = 1", {"steps": 0, "epochs": 1}, "policy/max-steps"),
+        ("min-silos = 3", {}, "policy/min-silos"),
+        ("min-silos = 3", {"asked": 2}, "policy/min-silos"),
+        ("max-rounds = 2", {"round": 3}, "policy/max-rounds"),
+    ],
+)
+def test_a_message_that_asks_for_too_much(policy, wishes, code, flat, site):
+    assert read_sender(ask("train", order(flat, silo="", **wishes), flat, site(policy))).code == code
+
+
+def test_a_message_within_all_limits(flat, site):
+    policy = 'tasks = ["causal-lm"]\ncolumns = ["text"]\nmax-rounds = 2\nmax-steps = 2\nmin-silos = 3'
+    assert read_sender(ask("train", order(flat, silo="", asked=3), flat, site(policy))).failure == ""
+    assert read_sender(ask("evaluate", order(flat, silo="", asked=3), flat, site(policy))).failure == ""
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_a_message_that_waited_too_long_is_answered_at_once(kind, flat, site, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedmerge.silo.data.read_splits", None)
+    content = RecordDict() if kind == "query" else order(flat, silo="", round=7)
+    sender = read_sender(ask(kind, content, flat, site(), age=101, ttl=100))
+    assert (sender.failure, sender.code, sender.round) == ("PolicyError", "late", 0 if kind == "query" else 7)
+    assert "101 s old" in departures(tmp_path)[0]["sentence"]
+
+
+def test_time_that_a_message_waited_is_taken_off_its_deadline(flat, site):
+    late = order(flat, silo="", deadline_seconds=60.0)
+    assert read_sender(ask("train", late, flat, site(), age=61, ttl=100)).code == "late"
+    assert read_sender(ask("train", late, flat, site(), age=1, ttl=100)).failure == ""
+
+
+def test_a_site_file_that_can_not_be_used_is_a_code(flat, own, tmp_path):
+    node = site_file(tmp_path, own, data="/nowhere/patients.jsonl")
+    for config in (node, {"site": str(tmp_path / "none.toml")}, node | {"silo": "other"}):
+        sender = read_sender(ask("train", order(flat, silo=""), flat, config))
+        assert (sender.failure, sender.code, sender.sentence) == ("ConfigError", "site/file", "")
+
+
+def test_nothing_leaves_that_is_not_in_the_log(flat, site, tmp_path):
+    node = site()
+    (tmp_path / "left.jsonl").mkdir()
+    assert read_sender(ask("train", order(flat, silo=""), flat, node)).code == "site/file"
+    node = site(log="/dev/full")
+    content = ask("train", order(flat, silo=""), flat, node)
+    assert read_sender(content).code == "site/log"
+    assert sorted(content) == [FEDMERGE, METRICS] and dict(content[METRICS]) == {"num-examples": 0}
+
+
+SECRET = "/srv/patients/miller-anna.jsonl: line 3"
+
+
+@pytest.mark.parametrize("kind", [OSError, MemoryError, KeyError, RecursionError, ImportError, BaseException])
+def test_fault_31_an_exception_that_names_a_patient_s_file(kind, flat, site, tmp_path, monkeypatch):
+    def fail(*_given, **_named):
+        raise kind(SECRET)
+
+    monkeypatch.setattr("fedmerge.silo.worker.fit", fail)
+    for node in (site(), {"silo": "hospital-a", "data": str(tmp_path / "own.jsonl")}):
+        content = ask("train", order(flat, silo=""), flat, node)
+        sender = read_sender(content)
+        assert (sender.silo, sender.round, sender.failure) == ("hospital-a", 1, kind.__name__)
+        assert "miller" not in str({name: dict(record) for name, record in content.items()})
+    assert "miller" in departures(tmp_path)[0]["sentence"]
+
+
+@pytest.mark.parametrize("module", ["fedmerge.station", "fedmerge.silo.site", "fedmerge.config"])
+def test_fault_31_a_broken_installation_is_the_class_of_an_error(module, flat, site, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)  # importing it raises
+    sender = read_sender(ask("query", RecordDict(), flat, site()))
+    assert (sender.failure, sender.sentence) == ("ModuleNotFoundError", "")
+
+
+def test_the_client_app_imports_nothing_that_may_fail_before_it_can_answer():
+    script = "import sys, fedmerge.client_app; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert {"torch", "transformers", "fedmerge.silo.site"}.isdisjoint(loaded.split())
+
+
+def test_a_query_loads_neither_transformers_nor_the_base(flat, site, tmp_path):
+    (tmp_path / "flat.json").write_text(json.dumps(flat))
+    node = json.dumps(site())
+    script = f"""
+import json, sys
+from flwr.app import Context, Message, RecordDict
+from fedmerge import client_app
+from fedmerge.engine.identity import server_identity, stamp
+with server_identity(run_id=1):
+    message = Message(RecordDict(), dst_node_id=2, message_type="query")
+stamp(message, "1")
+flat = json.load(open({str(tmp_path / "flat.json")!r}))
+reply = client_app.app(message, Context(1, 2, json.loads({node!r}), RecordDict(), flat))
+assert json.loads(reply.content["fedmerge"]["silos"])[0]["name"] == "hospital-a", reply.content
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"transformers", "peft", "datasets", "huggingface_hub"}.isdisjoint(done.stdout.split())
+    assert "INFO silo hospital-a query answered in" in done.stderr
+
+
+def test_fault_32_a_process_that_dies_leaves_nothing(flat, site, tmp_path, monkeypatch):
+    node = site()
+    ask("query", RecordDict(), flat, node)
+    monkeypatch.setattr("fedmerge.silo.worker.fit", lambda *_given, **_named: os._exit(9))
+    if not (child := os.fork()):
+        ask("train", order(flat, silo=""), flat, node)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert [line["kind"] for line in departures(tmp_path)] == ["query"]
+    monkeypatch.undo()
+    assert read_sender(ask("train", order(flat, silo=""), flat, node)).failure == ""
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_a_process_that_is_told_to_end_does(kind, flat, site, monkeypatch):
+    def end(*_given, **_named):
+        raise kind
+
+    monkeypatch.setattr("fedmerge.silo.worker.fit", end)
+    with pytest.raises(kind):
+        ask("train", order(flat, silo=""), flat, site())

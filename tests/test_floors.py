@@ -10,13 +10,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fedmerge"
 FLOORS = {
-    "errors": 0, "text": 0, "project": 0, "_version": 0,
+    "errors": 0, "logs": 0, "text": 0, "project": 0, "_version": 0,
     "rules": 1,
     "kernels": 2,
     "adapters": 3,
     "wire": 4,
     "silo": 5, "server": 5, "checkpoints": 5,
-    "config": 6, "client_app": 6, "server_app": 6, "engine": 6,
+    "config": 6, "client_app": 6, "client_process": 6, "station": 6, "server_app": 6, "engine": 6,
     "study": 7, "deployment": 7,
     "cli": 8, "__main__": 8,
 }  # fmt: skip

@@ -78,6 +78,7 @@ class Asker:
                 round=round,
                 silo=silo if self.roster is not None else "",
                 deadline_seconds=SILO_SHARE * self.settings.deadline_seconds,
+                asked=len(asked.silos),
             )
             for silo in asked.nodes
         ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from flwr.app import Message, Metadata
 
 from fedmerge.adapters import Adapter
 from fedmerge.errors import ConfigError, RoundFailed, nearest
 from fedmerge.server.asking import Asked
+from fedmerge.server.directions import pairs_of
 from fedmerge.server.guard import Admitted, Guard, Refusal, Replies
 from fedmerge.server.observer import Observer
 from fedmerge.server.outliers import OutlierPolicy
@@ -37,6 +38,7 @@ class Terms:
         named: whether messages went to silos by name; else replies say their names.
         shared: whether this is a simulation, in which nothing is private.
         needs: the statistics that rule and shadows want of the silos.
+        caps: by silo, the most training rows that it may count as.
 
     Raises:
         ConfigError: an unknown encoding or kind of reply.
@@ -50,6 +52,7 @@ class Terms:
     named: bool = True
     shared: bool = False
     needs: frozenset[str] = frozenset()
+    caps: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.replies not in ("delta", "weights"):
@@ -100,6 +103,7 @@ def gather(
     )
     for reply in replies:
         _tell(observer, guard.round, guard.admit(reply))
+    _cap(terms.caps, guard, opened.report)
     _apply(terms.outliers, guard, opened.report)
     _note(opened, guard)
     if terms.shared:
@@ -118,15 +122,29 @@ def _tell(observer: Observer, round: int, outcome: Admitted | Refusal) -> None:
         observer.reply(round, outcome.silo, outcome.reason, {})
 
 
+def _cap(caps: Mapping[str, int], guard: Guard, report: RoundReport) -> None:
+    """Have silos count as no more rows than the roster lets them."""
+    for reply in guard.admitted:
+        most = caps.get(reply.silo, 0)
+        if 0 < most < reply.examples:
+            guard.cap(reply.silo, most)
+            report.flag(reply.silo, f"counts as {most} of {reply.examples:g} rows")
+            logger.warning(
+                "round %d: %s says %g rows, and counts as %d", guard.round, reply.silo, reply.examples, most
+            )
+
+
 def _apply(policy: OutlierPolicy, guard: Guard, report: RoundReport) -> None:
     """Refuse or shorten the deltas that the policy names."""
-    for silo, factor in policy.factors({reply.silo: reply.norm for reply in guard.admitted}).items():
-        if factor:
-            guard.shorten(silo, factor)
-            report.flagged[silo] = f"shortened to {factor:.3g} of its length"
+    norms = {reply.silo: reply.norm for reply in guard.admitted}
+    pairs = pairs_of({reply.silo: reply.delta.tensors for reply in guard.admitted}, norms)
+    for silo, verdict in policy.judge(norms, pairs).items():
+        if verdict.factor:
+            guard.shorten(silo, verdict.factor)
+            report.flag(silo, verdict.reason)
         else:
-            guard.drop(silo, "its delta is far longer than the others'")
-        logger.warning("round %d: the delta of %s is an outlier (%s)", guard.round, silo, policy)
+            guard.drop(silo, verdict.reason, "reply/outlier")
+        logger.warning("round %d: %s is an outlier (%s): %s", guard.round, silo, policy, verdict.reason)
 
 
 def _note(opened: Opened, guard: Guard) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmerge.adapters import Adapter
 from fedmerge.adapters.statistics import Statistics, check_sign, shapes_of
 from fedmerge.errors import AdapterMismatch, WireError
+from fedmerge.server.limits import check_size
 from fedmerge.server.reading import (
     arrays_of,
     check_examples,
@@ -29,6 +30,8 @@ from fedmerge.server.reading import (
     statistic_of,
     subtract,
 )
+from fedmerge.server.refusing import Refused, refusing
+from fedmerge.server.signed_grid import check_proven
 from fedmerge.wire.protocol import EXAMPLES, Sender, read_sender
 from fedmerge.wire.records import count_bytes, from_record
 from fedmerge.wire.schema import Entry, Schema, shown
@@ -63,11 +66,12 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A reply that was dropped, and why."""
+    """A reply that was dropped, and why; `code` is the kind of reason, "reply/values"."""
 
     round: int
     silo: str
     reason: str
+    code: str = "reply/broken"
 
 
 @dataclass
@@ -84,7 +88,7 @@ class Guard:
         reveal: whether Flower's own error text may be repeated (it can quote private things).
         needs: the statistics that a reply must carry.
         refused: the replies dropped so far.
-        answered: ids of the messages answered so far.
+        answered: ids of the messages to which anything came so far.
         bytes_up: of the replies' content so far.
     """
 
@@ -101,6 +105,7 @@ class Guard:
     bytes_up: int = 0
     _admitted: dict[str, Admitted] = field(default_factory=dict)
     _claimed: set[str] = field(default_factory=set)
+    _settled: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Fix what a reply's tensors must be; trained weights travel exactly."""
@@ -126,8 +131,8 @@ class Guard:
         silo = self._name(reply)
         try:
             outcome: Admitted | Refusal = self._check(reply, silo)
-        except WireError as problem:
-            outcome = Refusal(self.round, silo, str(problem))
+        except Refused as problem:
+            outcome = Refusal(self.round, silo, str(problem), problem.code)
         except Exception as problem:  # whatever a reply holds, it ends neither the round nor the run
             logger.exception("round %d: the reply of %s broke the guard", self.round, silo)
             outcome = Refusal(self.round, silo, f"it can't be read ({type(problem).__name__})")
@@ -139,10 +144,15 @@ class Guard:
             self._admitted[silo] = outcome
         return outcome
 
-    def drop(self, silo: str, reason: str) -> None:
+    def drop(self, silo: str, reason: str, code: str) -> None:
         """Refuse a silo after all."""
         del self._admitted[silo]
-        self.refused.append(Refusal(self.round, silo, reason))
+        self.refused.append(Refusal(self.round, silo, reason, code))
+
+    def cap(self, silo: str, most_examples: int) -> None:
+        """Have a silo count as no more than so many rows."""
+        was = self._admitted[silo]
+        self._admitted[silo] = replace(was, examples=min(was.examples, float(most_examples)))
 
     def shorten(self, silo: str, factor: float) -> None:
         """Scale a silo's delta by `factor`."""
@@ -167,17 +177,20 @@ class Guard:
         """Every check, the cheap ones first.
 
         Raises:
-            WireError: with the reason.
+            Refused: with the reason.
         """
         content = self._content(reply)
-        sender = read_sender(content)
-        self._check_sender(sender, self.asked[reply.metadata.reply_to_message_id])
-        self._claim(silo)
-        metrics = metrics_of(content)
-        examples = check_examples(metrics.get(EXAMPLES))
-        # A copy is emptied while it is decoded: in one process the sender's own may be the broadcast.
-        record = arrays_of(content).copy()
-        measured = {name: statistic_of(content, name, schema) for name, schema in self.measured.items()}
+        with refusing("reply/records"):
+            sender = read_sender(content)
+            self._check_sender(sender, self.asked[reply.metadata.reply_to_message_id])
+            self._claim(silo)
+            check_size(content, (self.schema, *self.measured.values()))
+            metrics = metrics_of(content)
+            # A copy is emptied while it is decoded: in one process the sender's own may be the broadcast.
+            record = arrays_of(content).copy()
+            measured = {name: statistic_of(content, name, schema) for name, schema in self.measured.items()}
+        with refusing("reply/weight"):
+            examples = check_examples(metrics.get(EXAMPLES))
         reply.content = content = RecordDict()  # else two copies of every tensor would stand in memory
         delta, norm = self._delta(record)
         statistics = {name: self._statistic(name, measured.pop(name)) for name in self.measured}
@@ -187,51 +200,58 @@ class Guard:
         """The content of the first reply to a message of this round."""
         message = reply.metadata.reply_to_message_id
         if message not in self.asked:
-            raise WireError(f"it answers no message of round {self.round}")
+            raise Refused("reply/unasked", f"it answers no message of round {self.round}")
+        self.answered.add(message)
         if reply.has_content():
             self.bytes_up += count_bytes(reply.content)
-        if message in self.answered:
-            raise WireError("a second reply to the same message")
-        self.answered.add(message)
+            check_proven(reply.content)  # who forges a reply does not use up the silo's own
+        if message in self._settled:
+            raise Refused("reply/duplicate", "a second reply to the same message")
+        self._settled.add(message)
         if reply.has_error():
-            raise WireError(error_of(reply, reveal=self.reveal))
+            raise Refused(f"flower/{reply.error.code}", error_of(reply, reveal=self.reveal))
         return reply.content
 
     def _check_sender(self, sender: Sender, asked: str) -> None:
         """Hold what the reply says of itself against what was asked."""
         if sender.failure:
-            raise WireError(sender.complaint)
+            raise Refused(sender.code or "silo/failed", sender.complaint)
         if asked and sender.silo not in ("", asked):
-            raise WireError(f"it calls itself {shown(sender.silo)}, but the message went to {shown(asked)}")
+            said = f"it calls itself {shown(sender.silo)}, but the message went to {shown(asked)}"
+            raise Refused("reply/silo", said)
         if sender.round not in (-1, self.round):
-            raise WireError(f"it is of round {sender.round}, this is round {self.round}")
+            code = "reply/stale" if sender.round < self.round else "reply/round"
+            raise Refused(code, f"it is of round {sender.round}, this is round {self.round}")
         if self.fingerprint and sender.fingerprint != self.fingerprint:
             given = shown(sender.fingerprint[:16]) if sender.fingerprint else "unknown"
-            raise WireError(f"its base is another: fingerprint {given}, expected {self.fingerprint[:16]!r}")
+            said = f"its base is another: fingerprint {given}, expected {self.fingerprint[:16]!r}"
+            raise Refused("reply/base", said)
 
     def _claim(self, silo: str) -> None:
         """Refuse both nodes that answer under one name: either may be the wrong one."""
         if silo in self._claimed:
             reason = "another node answered under the same name"
             if silo in self._admitted:
-                self.drop(silo, reason)
-            raise WireError(reason)
+                self.drop(silo, reason, "reply/duplicate")
+            raise Refused("reply/duplicate", reason)
         self._claimed.add(silo)
 
     def _statistic(self, name: str, record: ArrayRecord) -> dict[str, Tensor]:
         """Decode a statistic, emptying its record, and check that it can be what it is called."""
-        values = from_record(record, self.measured[name], keep=False)
+        with refusing("reply/tensors"):
+            values = from_record(record, self.measured[name], keep=False)
         try:
             for key, value in values.items():
                 check_finite(f"{name} of {key}", value)
                 check_sign(f"the {name!r} of {shown(key)}", name, value)
-        except AdapterMismatch as problem:
-            raise WireError(str(problem)) from None
+        except (AdapterMismatch, WireError) as problem:
+            raise Refused("reply/values", str(problem)) from None
         return values
 
     def _delta(self, record: ArrayRecord) -> tuple[Adapter, float]:
         """Decode a record, emptying it, and its length."""
-        decoded = from_record(record, self.schema, keep=False)
+        with refusing("reply/tensors"):
+            decoded = from_record(record, self.schema, keep=False)
         received = self.received.tensors
         tensors: dict[str, Tensor] = {}
         for name in received:
@@ -239,4 +259,5 @@ class Guard:
             if self.replies == "weights":
                 value = subtract(value, received[name])
             tensors[name] = value.to(received[name].dtype)
-        return replace(self.received, tensors=tensors), finite_norm(tensors)
+        with refusing("reply/values"):
+            return replace(self.received, tensors=tensors), finite_norm(tensors)

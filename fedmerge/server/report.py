@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,8 @@ class RoundReport:
         admitted: by silo: examples, weight, norm of the delta, and what it measured.
         refused: the replies dropped, and why.
         missing: the silos that were asked and did not answer, or whose node was not connected.
-        flagged: by silo, what is odd about an admitted delta: "all zero", "shortened to 0.01".
+        flagged: by silo, what is odd about an admitted delta: "all zero", "shortened to 0.01",
+            "counts as 500 of 9000 rows".
         received: scores of the round's broadcast, that is of what the round before made.
         merge: what the merge reports.
         bytes_down: of the instructions' content.
@@ -67,13 +69,24 @@ class RoundReport:
                 "metrics": dict(reply.metrics),
             }
             if reply.norm == 0:
-                self.flagged[reply.silo] = "all zero"
+                self.flag(reply.silo, "all zero")
+
+    def flag(self, silo: str, what: str) -> None:
+        """Note what is odd about a reply that is admitted."""
+        before = self.flagged.get(silo)
+        self.flagged[silo] = f"{before}; {what}" if before else what
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """How many replies were refused, by the code of the reason."""
+        return dict(sorted(Counter(refusal.code for refusal in self.refused).items()))
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python, as observers get it."""
         values = dataclasses.asdict(self)
         values["asked"] = list(self.asked)
         values["refused"] = [{"silo": refusal.silo, "reason": refusal.reason} for refusal in self.refused]
+        values["refusals"] = self.refusals
         return values
 
     def sentence(self) -> str:

@@ -33,12 +33,14 @@ class Roster:
         homes: the node of each silo; empty where nodes are shared.
         shared: whether any node serves any silo.
         fingerprint: of the base that all nodes have; "" where they did not say.
+        caps: the most training rows that a silo may count as, for each that has a cap.
     """
 
     cards: tuple[Card, ...]
     homes: Mapping[str, int] = field(default_factory=dict)
     shared: bool = False
     fingerprint: str = ""
+    caps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

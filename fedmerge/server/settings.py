@@ -39,8 +39,9 @@ class StrategySettings:
         deadline_seconds: how long a round waits for replies.
         wait_seconds: how long a round waits for nodes to connect.
         guard: what is done with outliers: "finite()" nothing, "refuse(times=10)" refuses a delta longer than
-            so many times the median of the round's, "clip(times=10)" shortens it to that. NaN and Inf are
-            refused always.
+            so many times the median of the round's, "clip(times=10)" shortens it to that; with
+            "refuse(times=10, cosine=-0.5)", or clip likewise, one is refused whose cosine to the mean of the
+            others is below the bound. NaN and Inf are refused always.
         gate: what sends a broadcast back: "silos(share=0.5, drop=0.02)" the scores of the silos that received
             it, "off()" nothing.
         shadow_scoring: where shadows are scored: "final" after the last round, at all silos; in every round

@@ -53,7 +53,7 @@ class MergeStrategy(Strategy):
         quorum: share of the asked silos whose replies a round needs, in (0, 1].
         deadline_seconds: how long a silo's messages live; give the same to ``start(timeout=...)``.
         wait_seconds: how long a round waits for nodes.
-        guard: what is done with deltas that are much too long.
+        guard: what is done with deltas that are much too long, or point against the others.
         gate: what sends a broadcast back; it acts on scores in train replies ("received/validation/loss").
         shadow_scoring: where shadows are scored: "final", "server" or "silos".
         replies: "delta" (trained minus received) or "weights" (what was trained, as Flower's own apps send).
@@ -135,6 +135,7 @@ class MergeStrategy(Strategy):
         self.terms = Terms(
             encoding, replies, fingerprint, self.plan.outliers, expects_gpu,
             named=roster is not None, shared=roster is not None and roster.shared, needs=self.plan.needs,
+            caps=roster.caps if roster is not None else {},
         )  # fmt: skip
         self.merger = Merger(self.plan, seed, device)
         self.counterfactuals = Counterfactuals(self.merger, shadow_scoring, scorer)

@@ -17,7 +17,9 @@ from fedmerge.adapters import Adapter
 from fedmerge.config import Config
 from fedmerge.server.counterfactuals import Scorer
 from fedmerge.server.folder import RunFolder
+from fedmerge.server.identity import Identity
 from fedmerge.server.observer import Observer, Several, Silent
+from fedmerge.server.signed_grid import SignedGrid
 from fedmerge.server.strategy import MergeStrategy
 from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import Baselines
@@ -37,7 +39,11 @@ EVERYTHING = Scoring()
 
 
 def conduct(
-    config: Config, grid: Grid, observer: Observer | None = None, scoring: Scoring = EVERYTHING
+    config: Config,
+    grid: Grid,
+    observer: Observer | None = None,
+    scoring: Scoring = EVERYTHING,
+    identity: Identity | None = None,
 ) -> dict[str, Any]:
     """Run everything that a run-config describes, and write it down.
 
@@ -46,6 +52,7 @@ def conduct(
         grid: reaches the nodes; one that yields replies as they come keeps memory small.
         observer: told of progress, beside the run's folder.
         scoring: what the final evaluation looks at; tuning must not see test rows.
+        identity: of a deployment's server: signs every message, and has every reply proven.
 
     Returns:
         What stands in result.json.
@@ -58,10 +65,13 @@ def conduct(
     torch.set_num_threads(config.silo.train.threads)  # of the thread that merges: bits depend on it
     use_deterministic_algorithms()
     clock = Clock()
+    grid = SignedGrid(grid, identity) if identity is not None else grid
     folder = RunFolder(config.folder, config.flat)
     try:
         with clock.phase("setup"):
             run = _prepare(config, grid, folder, observer or Silent(), scoring)
+            if identity is not None:
+                run = _capped(run, identity)
         return _conduct(run, clock)
     finally:
         folder.close()
@@ -116,8 +126,8 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, 
     initial = initial_adapter(config.silo, silos.labels or None)
     scorer = held(config, silos)
     check_parts(initial, config.silo.lora.private_parts)
-    # A deployed silo remembers private tensors by the run's name, which no other run shall have.
-    name = secrets.token_hex(8) if config.silo.lora.private and not silos.roster.shared else ""
+    # A deployed silo signs its replies, and remembers private tensors, by a name that no other run has.
+    name = "" if silos.roster.shared else secrets.token_hex(8)
     folder.start(outcome.environment(config, silos) | ({"run": name} if name else {}))
     watchers = Several((folder, observer))
     watchers.run_started(outcome.plan(config, silos, initial))
@@ -131,8 +141,15 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, 
         splits=("validation",),
         labels=silos.labels,
         run=name,
+        asked=len(silos.roster.names) if name else 0,
     )
     return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, scoring)
+
+
+def _capped(run: _Run, identity: Identity) -> _Run:
+    """The run with the weights that the server's roster lets its silos have."""
+    roster = dataclasses.replace(run.silos.roster, caps=identity.caps)
+    return dataclasses.replace(run, silos=dataclasses.replace(run.silos, roster=roster))
 
 
 def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:

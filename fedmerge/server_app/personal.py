@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.adapters import Adapter
-from fedmerge.client_app import private_folder
 from fedmerge.config import Config
 from fedmerge.errors import CheckpointError
 from fedmerge.server.folder import RunFolder
@@ -17,6 +16,7 @@ from fedmerge.server_app.outcome import task_type
 from fedmerge.server_app.scoring import round_of
 from fedmerge.silo.order import Order
 from fedmerge.silo.private import PersonalPart, PrivateStates, completed, private_part
+from fedmerge.station import private_folder
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,16 +22,26 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fedmerge.errors import ConfigError
-from fedmerge.silo.fingerprint import fingerprint_of
+from fedmerge.silo.base_files import BUILTIN, base_folder, check_fingerprint
+from fedmerge.silo.device import pick_device
 from fedmerge.silo.settings import BaseSettings
+
+__all__ = [
+    "BUILTIN",
+    "Architecture",
+    "Base",
+    "base_folder",
+    "check_fingerprint",
+    "load_base",
+    "load_tokenizer",
+    "outline_base",
+    "pick_device",
+]
 
 Architecture = Literal["causal-lm", "encoder"]
 """What a task needs of a base: next-token logits, or hidden states."""
 
-BUILTIN = Path(__file__).parent / "builtin" / "base"
-
 _AUTO_CLASSES: dict[str, Any] = {"causal-lm": AutoModelForCausalLM, "encoder": AutoModel}
-_NOT_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -49,38 +57,6 @@ class Base:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     folder: Path
-
-
-def base_folder(settings: BaseSettings) -> Path:
-    """The folder with the base's files; a Hub id is fetched where the Hub can be reached.
-
-    Raises:
-        ConfigError: there is no such folder, or the Hub's files are neither here nor to be had.
-    """
-    model = settings.model
-    folder = BUILTIN if model == "builtin" else Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    if model == "builtin" or folder.is_dir():
-        raise ConfigError(f"base.model = {model!r}: {str(folder)!r} holds no model (no config.json)")
-    if folder.is_absolute() or model.startswith((".", "~")):
-        raise ConfigError(f"base.model = {model!r}: there is no such folder")
-    return _from_hub(model)
-
-
-def check_fingerprint(settings: BaseSettings) -> str:
-    """The base's fingerprint.
-
-    Raises:
-        ConfigError: it isn't the one that `base.fingerprint` asks for.
-    """
-    found = fingerprint_of(base_folder(settings))
-    if settings.fingerprint not in {"", found}:
-        raise ConfigError(
-            f"base.fingerprint = {settings.fingerprint!r}, but base {settings.model!r} has {found!r}: "
-            "other weights, or another tokenizer"
-        )
-    return found
 
 
 def load_base(settings: BaseSettings, architecture: Architecture, device: torch.device) -> Base:
@@ -141,34 +117,6 @@ def outline_base(settings: BaseSettings, architecture: Architecture) -> PreTrain
         )
         model: PreTrainedModel = _AUTO_CLASSES[architecture].from_config(config)
     return model
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of `train.device`: "auto" takes a GPU where torch sees one.
-
-    Raises:
-        ConfigError: a GPU is asked for that torch doesn't see.
-    """
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"train.device = {name!r}: torch sees {torch.cuda.device_count()} GPUs in this process"
-        )
-    return device
-
-
-def _from_hub(model: str) -> Path:
-    try:
-        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", *_NOT_WEIGHTS]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(model, allow_patterns=["pytorch_model*.bin", *_NOT_WEIGHTS]))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as err:
-        raise ConfigError(
-            f"base.model = {model!r} is no folder here, and the Hub's copy is not to be had "
-            f"({type(err).__name__}). With a network: `hf download {model}`; without one: copy the files "
-            "over and give their folder, or point HF_HOME at a cache that holds them"
-        ) from err
-    return folder
 
 
 def _quantization(settings: BaseSettings) -> BitsAndBytesConfig:

@@ -14,7 +14,13 @@ from fedmerge.silo.tasks.task import Scored
 
 @torch.no_grad()
 def evaluate(
-    model: AdaptedModel, task: Task, held_out: Split, train: Callable[[], Split], batch_size: int
+    model: AdaptedModel,
+    task: Task,
+    held_out: Split,
+    train: Callable[[], Split],
+    batch_size: int,
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> Scored:
     """Score one split; batches are the same every time, so that the same adapter has the same score.
 
@@ -24,13 +30,16 @@ def evaluate(
         held_out: rows to score.
         train: gives the silo's training rows, for tasks that score against them; not called for others.
         batch_size: rows of one forward pass.
+        check: called before each forward pass; what it raises ends the scoring.
 
     Returns:
         "loss", "count" and the task's metric, and lists where the task tells of each row.
     """
     model.train(False)
-    return task.score(model, held_out.in_order(batch_size), _lazily(train, batch_size))
+    return task.score(model, _lazily(lambda: held_out, batch_size, check), _lazily(train, batch_size, check))
 
 
-def _lazily(train: Callable[[], Split], batch_size: int) -> Iterator[Batch]:
-    yield from train().in_order(batch_size)
+def _lazily(split: Callable[[], Split], batch_size: int, check: Callable[[], None]) -> Iterator[Batch]:
+    for batch in split().in_order(batch_size):
+        check()
+        yield batch

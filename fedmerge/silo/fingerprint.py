@@ -33,7 +33,7 @@ _TOKENIZER_FILES = (
 _CHUNK = 1 << 22
 
 
-def fingerprint_of(folder: Path) -> str:
+def fingerprint_of(folder: Path, notes: Path | None = None) -> str:
     """SHA-256 over names and contents of a model folder's weight and tokenizer files.
 
     Weights are the safetensors files, or the older `.bin` files where there are none. The hash of a
@@ -41,6 +41,7 @@ def fingerprint_of(folder: Path) -> str:
 
     Args:
         folder: of the base.
+        notes: folder in which hashes are remembered instead.
 
     Returns:
         64 hexadecimal digits.
@@ -50,7 +51,7 @@ def fingerprint_of(folder: Path) -> str:
     """
     total = hashlib.sha256()
     for path in (*weight_files(folder), *_tokenizer_files(folder)):
-        total.update(f"{path.name}\0{_remembered_hash(path)}\0".encode())
+        total.update(f"{path.name}\0{_remembered_hash(path, notes or _cache_folder())}\0".encode())
     return total.hexdigest()
 
 
@@ -67,10 +68,10 @@ def _tokenizer_files(folder: Path) -> Iterable[Path]:
     return (folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
 
 
-def _remembered_hash(path: Path) -> str:
+def _remembered_hash(path: Path, notes: Path) -> str:
     state = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()
-    note = _cache_folder() / key
+    note = notes / key
     with contextlib.suppress(OSError, UnicodeDecodeError):
         known = note.read_text(encoding="ascii")
         if len(known) == len(key):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,8 +58,7 @@ class Measured:
         """The rows in batches, until the deadline."""
         rows = self.rows()
         for start in range(0, len(rows), size):
-            late = time.monotonic() - self.began > self.order.deadline_seconds > 0
-            if start and late:
+            if start and self.order.late(self.began):
                 return
             yield self.split.batch(rows[start : start + size])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +10,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from fedmerge.errors import ConfigError
+from fedmerge.errors import ConfigError, PolicyError
 from fedmerge.silo.lora import AdaptedModel
 from fedmerge.silo.order import Order
 from fedmerge.silo.seeding import derive, seed_everything
@@ -57,7 +56,7 @@ def fit(
     model.train(True)
     try:
         for rows in islice(_steps(split, settings, seed), steps):
-            if order.deadline_seconds and time.monotonic() - began > order.deadline_seconds:
+            if order.late(began):
                 break
             batches = [split.batch(part) for part in rows]
             loss = trainer.step(batches)
@@ -77,6 +76,7 @@ def steps_of(split: Split, settings: TrainSettings, order: Order) -> int:
 
     Raises:
         ConfigError: not exactly one of the order's epochs and steps is above 0, or there are no rows.
+        PolicyError: they are more than the site allows.
     """
     if (order.epochs > 0) == (order.steps > 0):
         raise ConfigError(
@@ -86,7 +86,13 @@ def steps_of(split: Split, settings: TrainSettings, order: Order) -> int:
     if not split.examples:
         raise ConfigError(f"{order.place}: the silo has no training rows")
     per_epoch = -(-split.batches_in_epoch(settings.batch_size) // settings.accumulate)
-    return order.steps or order.epochs * per_epoch
+    steps = order.steps or order.epochs * per_epoch
+    if 0 < order.max_steps < steps:
+        raise PolicyError(
+            f"{order.place}: {steps} optimizer steps are asked for: policy.max-steps is {order.max_steps}",
+            code="policy/max-steps",
+        )
+    return steps
 
 
 def learning_rate_share(step: int, steps: int, settings: TrainSettings) -> float:

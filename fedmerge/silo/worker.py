@@ -15,8 +15,9 @@ import torch
 from fedmerge.adapters import Adapter
 from fedmerge.errors import ConfigError, nearest
 from fedmerge.silo.base import check_fingerprint, load_base, load_tokenizer, pick_device
-from fedmerge.silo.data import SiloData, labels_of, pooled
+from fedmerge.silo.data import SiloData, pooled
 from fedmerge.silo.evaluation import evaluate
+from fedmerge.silo.introduction import card
 from fedmerge.silo.lora import AdaptedModel, initial_adapter, read_adapter, write_adapter
 from fedmerge.silo.memory import Memory
 from fedmerge.silo.order import Order, Trained
@@ -27,7 +28,7 @@ from fedmerge.silo.split import Split
 from fedmerge.silo.statistics import Measured, measure
 from fedmerge.silo.tasks import Task, task_class
 from fedmerge.silo.tasks.task import Scored
-from fedmerge.silo.training import autocast_dtype, fit
+from fedmerge.silo.training import autocast_dtype, fit, steps_of
 
 __all__ = ["POOLED", "Order", "Trained", "Worker"]
 
@@ -92,7 +93,7 @@ class Worker:
 
     def cards(self) -> list[dict[str, Any]]:
         """What the server may know of each silo: name, number of rows of each split, labels."""
-        return [self._card(self._silos[name]) for name in sorted(self._silos)]
+        return [card(self._silos[name], self.settings.data.label) for name in sorted(self._silos)]
 
     def load(self) -> None:
         """Load the base now: a process that forks does so first, and all workers share its memory.
@@ -119,15 +120,19 @@ class Worker:
                 broadcast that would have private tensors sent.
             AdapterMismatch: the broadcast does not fit this silo's base and adapter settings.
             CheckpointError: the silo's private tensors can't be read or written.
+            PolicyError: more steps than the site allows, or the deadline is over before the first of them.
         """
         began = time.monotonic()
         with self._lock:
             order = self._begin(order)
             received = self._received(broadcast, order)
-            scores = self._scores({"received": received}, replace(order, outcomes=False))
-            write_adapter(self._model, received, self._head(order))
             task, rows = self._task(order.labels), self._split(order, "train")
+            steps_of(rows, self.settings.train, order)  # refused, if need be, before anything is scored
+            scores = self._scores({"received": received}, replace(order, outcomes=False), began)
+            write_adapter(self._model, received, self._head(order))
             result = fit(self._model, task, rows, self.settings.train, order, began=began)
+            if not result.steps:
+                order.check_time(began)  # a delta of nothing but zeros would pull the others' mean down
             trained = read_adapter(self._model)
             measured = Measured(self._model, task, rows, self.settings.train, order, began)
             statistics = measure(measured) if order.statistics else {}
@@ -153,7 +158,9 @@ class Worker:
             ConfigError: unknown silo or unfit rows.
             AdapterMismatch: a candidate does not fit this silo's base and adapter settings.
             CheckpointError: the silo's private tensors can't be read.
+            PolicyError: the deadline is over.
         """
+        began = time.monotonic()
         with self._lock:
             order = self._begin(order)
             # What round r made belongs to what the silo kept in round r.
@@ -161,7 +168,7 @@ class Worker:
                 name: self._personal.whole(adapter, order, order.round + 1, self._initial)
                 for name, adapter in candidates.items()
             }
-            return self._scores(whole, order)
+            return self._scores(whole, order, began)
 
     def _begin(self, order: Order) -> Order:
         """The order with its silo's name, after what a worker's first order has to wait for."""
@@ -185,7 +192,7 @@ class Worker:
             self._initials[labels] = initial_adapter(self.settings, labels)
         return self._initials[labels]
 
-    def _scores(self, candidates: Mapping[str, Adapter], order: Order) -> Scored:
+    def _scores(self, candidates: Mapping[str, Adapter], order: Order, began: float) -> Scored:
         task = self._task(order.labels, order.head)
         # Another head is a reference for all silos alike: what it is made of are the rows of all.
         reference = replace(order, silo=POOLED) if order.head and len(self._silos) > 1 else order
@@ -196,8 +203,14 @@ class Worker:
                 if not self._rows(order.silo, name):
                     continue
                 held_out = self._split(order, name).spread(order.rows)
-                size = self.settings.train.evaluation_batch_size
-                found = evaluate(self._model, task, held_out, lambda: self._split(reference, "train"), size)
+                found = evaluate(
+                    self._model,
+                    task,
+                    held_out,
+                    lambda: self._split(reference, "train"),
+                    self.settings.train.evaluation_batch_size,
+                    check=lambda: order.check_time(began),
+                )
                 scores |= {
                     f"{candidate}/{name}/{key}": value
                     for key, value in found.items()
@@ -266,17 +279,6 @@ class Worker:
         if asked not in known:
             raise ConfigError(f"no silo {asked!r} here; {nearest(asked, known)}")
         return asked
-
-    def _card(self, silo: SiloData) -> dict[str, Any]:
-        column = self.settings.data.label
-        rows = [*silo.train, *silo.validation, *silo.test]
-        return {
-            "name": silo.name,
-            "examples": len(silo.train),
-            "validation": len(silo.validation),
-            "test": len(silo.test),
-            "labels": labels_of(rows, column) if column else None,
-        }
 
 
 def with_head(settings: SiloSettings, head: str) -> SiloSettings:

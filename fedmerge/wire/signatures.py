@@ -39,9 +39,10 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     """Read a private key.
 
     Raises:
-        ConfigError: no such file, or no Ed25519 key in PKCS8 PEM.
+        ConfigError: no such file, one that others than its owner can read, or no Ed25519 key in PKCS8 PEM.
     """
     try:
+        _check_private(path)
         return _private(path.read_bytes(), str(path))
     except OSError as err:
         raise ConfigError(f"{path}: the signing key can't be read ({err.strerror})") from None
@@ -54,7 +55,7 @@ def load_public(text: str) -> Ed25519PublicKey:
         ConfigError: it is no base64 of 32 bytes.
     """
     try:
-        return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+        return Ed25519PublicKey.from_public_bytes(_decoded(text))
     except (binascii.Error, ValueError):
         raise ConfigError(f"{text[:60]!r} is no public key: expected base64 of 32 bytes (Ed25519)") from None
 
@@ -77,7 +78,7 @@ def sign(key: Ed25519PrivateKey, payload: Signed) -> str:
 def verify(public: Ed25519PublicKey, payload: Signed, signature: str) -> bool:
     """Whether `signature` is over this very payload, by the owner of the key."""
     try:
-        public.verify(base64.b64decode(signature, validate=True), canonical(payload))
+        public.verify(_decoded(signature), canonical(payload))
     except (InvalidSignature, binascii.Error, ValueError):
         return False
     return True
@@ -86,6 +87,24 @@ def verify(public: Ed25519PublicKey, payload: Signed, signature: str) -> bool:
 def canonical(payload: Signed) -> bytes:
     """The bytes that are signed: JSON with sorted keys and no spaces, ASCII, no NaN."""
     return json.dumps(dict(payload), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _check_private(path: Path) -> None:
+    """Refuse a key that is no secret."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise ConfigError(
+            f"{path}: the signing key has mode {mode:04o}, so that others than its owner can read or change "
+            f"it; expected 0600: chmod 600 {path}"
+        )
+
+
+def _decoded(text: str) -> bytes:
+    """What base64 says, written as we write it: other spellings of the same bytes are refused."""
+    raw = base64.b64decode(text, validate=True)
+    if base64.b64encode(raw).decode() != text:
+        raise ValueError("not as base64 is written")
+    return raw
 
 
 def _private(pem: bytes, where: str) -> Ed25519PrivateKey:

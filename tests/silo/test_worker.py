@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fedmerge.adapters import Adapter
-from fedmerge.errors import AdapterMismatch, ConfigError
+from fedmerge.errors import AdapterMismatch, ConfigError, PolicyError
 from fedmerge.silo import worker as worker_module
 from fedmerge.silo.data import SiloData
 from fedmerge.silo.lora import initial_adapter
@@ -181,11 +181,28 @@ def test_deltas_are_exact() -> None:
     assert delta["b"].item() == 0.25
 
 
-def test_a_deadline_that_is_over(worker: Worker, broadcast: Adapter) -> None:
-    trained = worker.train(broadcast, order(deadline_seconds=1e-9))
-    assert trained.metrics["steps"] == 0
-    assert "train_loss" not in trained.metrics
-    assert not any(tensor.any() for tensor in trained.delta.tensors.values())
+@pytest.mark.parametrize("splits", [(), ("validation",)])
+def test_a_deadline_that_is_over_before_the_first_step_sends_no_delta_of_zeros(
+    worker: Worker, broadcast: Adapter, splits: tuple[str, ...]
+) -> None:
+    with pytest.raises(PolicyError, match="are over before there is anything to send") as caught:
+        worker.train(broadcast, order(deadline_seconds=1e-9, splits=splits))
+    assert caught.value.code == "late"
+
+
+def test_scoring_ends_at_its_deadline(worker: Worker, broadcast: Adapter) -> None:
+    with pytest.raises(PolicyError) as caught:
+        worker.evaluate({"received": broadcast}, order(deadline_seconds=1e-9, splits=("validation",)))
+    assert caught.value.code == "late"
+
+
+def test_a_site_s_limit_of_steps_holds_for_epochs_too(worker: Worker, broadcast: Adapter) -> None:
+    for wishes in ({"steps": 3, "epochs": 0}, {"steps": 0, "epochs": 100}):
+        with pytest.raises(
+            PolicyError, match=r"optimizer steps are asked for: policy\.max-steps is 2"
+        ) as caught:
+            worker.train(broadcast, order(max_steps=2, **wishes))
+        assert caught.value.code == "policy/max-steps"
 
 
 def test_orders_from_several_threads(worker: Worker, broadcast: Adapter) -> None:
@@ -215,7 +232,7 @@ def failing(settings: SiloSettings, given: Order) -> None:
         (order(splits=("tset",)), r"silo 'a': no split 'tset'; did you mean 'test'"),
         (
             order(labels=("boats", "trains", "x")),
-            r"silo 'a', validation: label 'cars' is not among the 3 agreed",
+            r"silo 'a', train: label 'cars' is not among the 3 agreed",
         ),
         (order(labels=()), r"at least two labels"),
         (order(epochs=0), r"silo 'a', round 1: exactly one of epochs and steps"),
