@@ -1,4 +1,5 @@
 # make demo      set everything up and run the main job
+# make deploy-demo  a whole federation on this machine, as institutions would run it; minutes
 # make test      set everything up and pass the tests
 # make test-all  the slow ones too: real Flower processes, MiniLM, recipes at full length
 # make results   the measured comparisons: docs/results.md and the headers of simulations/; hours on 2 cores
@@ -12,10 +13,13 @@ export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test test-all results lint format clean
+.PHONY: demo deploy-demo test test-all results lint format clean
 
 demo: .venv/.installed
 	$(BIN)/fedmerge simulate
+
+deploy-demo: .venv/.installed
+	$(BIN)/python scripts/deploy_demo.py
 
 test: .venv/.installed-test lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

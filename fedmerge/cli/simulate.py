@@ -33,15 +33,18 @@ class Engine(StrEnum):
     flower = "flower"
 
 
-def simulate(
+def simulate(  # noqa: PLR0917 (arguments and options of a command)
     simulation: Simulation = "",
     strategy: Annotated[str, typer.Option(help="A strategy: a path, or the name of a packaged one.")] = "",
     sets: Sets = NO_SETS,
     engine: Annotated[Engine, typer.Option(help="In this process, or on Flower's runtime.")] = Engine.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would do; train nothing.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what the run's folder holds (run.resume=auto).")
+    ] = False,
 ) -> Outcome:
     """Simulate a federation on this machine: silos train, the server merges, round by round."""
-    config = recipe.read(simulation, strategy, sets)
+    config = recipe.read(simulation, strategy, [*sets, *["run.resume=auto"] * resume])
     if dry_run:
         from fedmerge.cli import plan
 
@@ -124,7 +127,10 @@ def _run(config: Config, engine: Engine) -> Path:
         with watching(config.run.rounds) as observer:
             return _engine(engine, config, observer)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what the run had written lies in {config.folder}") from None
+        told = (
+            f"what the run had written lies in {config.folder}; the same command with --resume goes on there"
+        )
+        raise KeyboardInterrupt(told) from None
 
 
 def _engine(engine: Engine, config: Config, observer: Observer) -> Path:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -15,11 +11,10 @@ from typing import Any
 import tomli_w
 
 from fedmerge.config import Config, Flat, read_config
+from fedmerge.deployment.flwr import NoAnswer, ask
 from fedmerge.deployment.roster import read_members
 from fedmerge.engine.bundle import write_bundle
-from fedmerge.errors import ConfigError, RoundFailed
-
-_FLWR_SECONDS = 120.0
+from fedmerge.errors import ConfigError
 
 
 def deployed(flat: Flat, server: Path) -> Config:
@@ -72,7 +67,7 @@ def submit(server: Path, flat: Mapping[str, str | int | float | bool]) -> str:
     """Submit a run-config as it is; returns Flower's number of the run.
 
     Raises:
-        RoundFailed: Flower did not take it; with what it said.
+        NoAnswer: Flower did not take it, with what it said; or did not say so.
     """
     name = str(server_table(server)["federation"])
     with tempfile.TemporaryDirectory(prefix="fedmerge-") as text:
@@ -80,6 +75,8 @@ def submit(server: Path, flat: Mapping[str, str | int | float | bool]) -> str:
         run = Path(text, "run.toml")
         run.write_text(tomli_w.dumps(dict(flat)), encoding="utf-8")
         answer = flwr(server, "run", str(bundle), name, "--run-config", str(run))
+    if not answer.get("run-id"):
+        raise NoAnswer("`flwr run` gave the run no number")
     return str(answer["run-id"])
 
 
@@ -87,42 +84,9 @@ def flwr(server: Path, *arguments: str) -> dict[str, Any]:
     """The JSON answer of a `flwr` command on the server's machine, with the server's connection.
 
     Raises:
-        RoundFailed: the command failed, or did not answer in time.
+        NoAnswer: the command failed, or did not answer in time.
     """
-    command = [_beside("flwr"), *arguments, "--format", "json"]
-    try:
-        done = subprocess.run(
-            command, env=_environment(server), capture_output=True, text=True, check=False,
-            timeout=_FLWR_SECONDS,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RoundFailed(f"`flwr {arguments[0]}` did not answer: {error}") from None
-    start = done.stdout.find("{")
-    try:
-        answer = json.loads(done.stdout[start:]) if start >= 0 else {}
-    except ValueError:
-        answer = {}
-    if done.returncode or not answer.get("success"):
-        said = answer.get("error-message") or done.stderr.strip() or done.stdout.strip()
-        raise RoundFailed(f"`flwr {arguments[0]}` failed: {said}")
-    return dict(answer)
-
-
-def _environment(server: Path) -> dict[str, str]:
-    bypass = ",".join(filter(None, (os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost")))
-    return os.environ | {
-        "FLWR_HOME": str(server / "flwr"),
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "NO_PROXY": bypass,
-        "no_proxy": bypass,
-    }
-
-
-def _beside(command: str) -> str:
-    """A command of this Python's environment, or of the path."""
-    here = Path(sys.executable).parent / command
-    return str(here) if here.is_file() else command
+    return ask(server / "flwr", *arguments)
 
 
 def _fingerprint(flat: Flat) -> str:

@@ -33,6 +33,7 @@ from fedmerge.engine.tail import Tail
 from fedmerge.errors import RoundFailed
 from fedmerge.server.observer import Observer, Silent
 from fedmerge.server_app.trackers import trackers
+from fedmerge.server_app.verdict import verdict_of
 
 CONNECTION = "fedmerge"
 LOG = "superlink.log"
@@ -124,7 +125,8 @@ class SuperLink:
 
     def _check(self, status: str, details: str) -> None:
         if status != "finished:completed":
-            sentence = details.removeprefix("Simulation failed with exception: ")
+            verdict = verdict_of(details)
+            sentence = verdict.sentence if verdict else details
             raise RoundFailed(f"the Flower run is {status}: {sentence} (log: {self.keep_log()})")
 
     def keep_log(self) -> Path:

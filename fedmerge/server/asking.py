@@ -53,12 +53,14 @@ class Asker:
         instruction: what every message asks for, but for round and silo.
         roster: the known silos; None asks whatever nodes are connected.
         min_nodes: nodes to wait for where there is no roster.
+        first: the round that waits for every node, as nodes may only just be coming (back).
     """
 
     settings: StrategySettings
     instruction: Instruction
     roster: Roster | None = None
     min_nodes: int = 2
+    first: int = 1
 
     def choose(self, grid: Grid, round: int) -> Asked:
         """Draw the round's silos, and wait for the nodes that serve them.
@@ -144,7 +146,7 @@ class Asker:
         settings = self.settings
         silos = sample(roster.names, settings.fraction, seed=self.instruction.seed, round=round)
         need = quorum_of(len(silos), settings.quorum)
-        wanted = len(silos) if round == 1 else need
+        wanted = len(silos) if round == self.first else need
         connected = self._wait(grid, lambda nodes: len(roster.assign(silos, nodes)) >= wanted)
         nodes = roster.assign(silos, connected)
         if len(nodes) < need:

@@ -107,9 +107,14 @@ class Counterfactuals:
         """What a round merged; None as a round begins, so that the last one's deltas can be freed."""
         self.closed, self._made, self._asked = closed, None, None
 
-    def begin(self, merged: Adapter, report: RoundReport) -> None:
-        """The round was written; where the server scores what was merged, it does so now."""
-        if self.closed is not None and self.scoring == "server" and self.merger.plan.shadows:
+    def begin(self, merged: Adapter | None, report: RoundReport) -> None:
+        """The round is merged; where the server scores what was merged, it does so now."""
+        if (
+            self.closed is not None
+            and merged is not None
+            and self.scoring == "server"
+            and self.merger.plan.shadows
+        ):
             began = time.monotonic()
             metrics, errors = self._score({MERGED: merged, **self.adapters})
             self._note(report, {SERVER: metrics}, errors)

@@ -8,19 +8,21 @@
     events.jsonl         every observer event, one line each
     rounds/0000/         broadcast.safetensors and state.json: the initial adapter
     rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors, deltas/<silo>.safetensors,
-                         statistics/<silo>.fisher.safetensors
+                         statistics/<silo>.fisher.safetensors, replies.json: what a round merges, until it
+                         is closed, or for good
+    rounds/0003.damaged/ what a resumed run found to be so, and did not use
     adapter/             the final adapter in PEFT's format
     private/<silo>/      what silos keep to themselves, by round, and
     personal/<silo>/     each silo's own final adapter, where a simulation sets lora.private
     result.json          the scores
     tensorboard/, mlflow/  what the trackers of those names write; MLflow keeps the runs before, too
 
-Each state.json has the hashes of its round's files and of the state.json of the round before.
+Each state.json has the hashes of its round's files and of the state.json of the round before, and all that
+the next round depends on besides: a run that ended early goes on from there (`fedmerge.server.saved`).
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,9 @@ from torch import Tensor
 from fedmerge.adapters import Adapter
 from fedmerge.errors import CheckpointError
 from fedmerge.server import storage
+from fedmerge.server.chain import STATE, sealed
+from fedmerge.server.forms import adapter_form, reply_form
+from fedmerge.server.guard import Admitted
 from fedmerge.wire.filenames import file_name
 from fedmerge.wire.files import save_adapter
 
@@ -49,6 +54,8 @@ _OURS = (
     "private",
     "personal",
 )
+REPLIES = "replies.json"
+_OF_REPLIES = (REPLIES, "deltas", "statistics")  # without the first the others are no whole round
 
 
 class RunFolder:
@@ -69,20 +76,44 @@ class RunFolder:
         self.config = dict(config)
         self._events: TextIO | None = None
         self._last_state = ""
+        self._begun: Mapping[str, Any] = {}
         with storage.writing(self.path):
             self._check_owner()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = storage.lock(self.path)
 
-    def start(self, environment: Mapping[str, Any]) -> None:
-        """Replace what an earlier run of the same config left, and begin: config, environment, empty logs."""
+    def start(self, environment: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> None:
+        """Replace what an earlier run of the same config left, and begin: config, environment, empty logs.
+
+        Args:
+            environment: content of environment.json.
+            begun: what a resumed run must find to be so again; it stands with the environment in round 0.
+        """
+        self._begun = {"environment": dict(environment), **(begun or {})}
         with storage.writing(self.path):
+            self._sweep()
             for name in _OURS:
                 if name != "config.toml":  # it marks the folder as ours while the rest is removed
-                    _remove(self.path / name)
+                    storage.remove(self.path / name)
             storage.write_text(self.path / "config.toml", storage.to_toml(self.config))
             storage.write_json(self.path / "environment.json", environment)
-            self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
+            self._open_events()
+
+    def go_on(self, last_state: str, environment: Mapping[str, Any]) -> None:
+        """Go on with the run that is in the folder.
+
+        Args:
+            last_state: SHA-256 of the state.json of its last round.
+            environment: of the run; written again where the file is gone.
+        """
+        self._last_state = last_state
+        with storage.writing(self.path):
+            self._sweep()
+            storage.remove(self.path / "tensorboard")  # it is told all rounds again
+            if not (self.path / "environment.json").is_file():
+                storage.write_json(self.path / "environment.json", environment)
+            self._open_events()
+        self._event("resumed")
 
     def write_round(
         self,
@@ -91,6 +122,7 @@ class RunFolder:
         *,
         optimizer: Mapping[str, Tensor] | None = None,
         state: Mapping[str, Any] | None = None,
+        recorded: bool = True,
     ) -> None:
         """Write what a round made; its state.json comes last, so that a folder with one is whole.
 
@@ -99,19 +131,40 @@ class RunFolder:
             broadcast: the adapter of the next round.
             optimizer: state of the server optimizer, if it has any.
             state: further values for state.json.
+            recorded: whether the deltas that are there are a part of it, with their hashes.
         """
         folder = self.round_folder(round)
         with storage.writing(folder):
             tensors = {"broadcast.safetensors": broadcast.tensors, "optimizer.safetensors": optimizer or {}}
             files = {name: storage.tensors_bytes(values) for name, values in tensors.items() if values}
             hashes = {name: storage.sha256_of(data) for name, data in files.items()}
-            for place in ("deltas", "statistics"):
+            for place in ("deltas", "statistics") if recorded else ():
                 for path in sorted((folder / place).glob("*.safetensors")):
                     hashes[f"{place}/{path.name}"] = storage.hash_of(path)
             record = {"round": round, "previous": self._last_state, "sha256": hashes, **(state or {})}
-            files["state.json"] = storage.json_bytes(record)
+            record |= adapter_form(broadcast) | {"remembers": optimizer is not None}
+            record |= {"begun": self._begun} if round == 0 else {}
+            files[STATE] = sealed(record)
             storage.write_together(folder, files)
-            self._last_state = storage.sha256_of(files["state.json"])
+            self._last_state = storage.sha256_of(files[STATE])
+
+    def write_replies(self, round: int, replies: Sequence[Admitted], report: Mapping[str, Any]) -> None:
+        """Write down what a round is going to merge; replies.json comes last, when all the others are there.
+
+        Args:
+            round: that is open.
+            replies: all that it admitted.
+            report: of the round so far.
+        """
+        folder = self.round_folder(round)
+        self.forget_replies(round)
+        hashes: dict[str, str] = {}
+        for reply in replies:
+            hashes |= self.write_delta(round, reply.silo, reply.delta, reply.statistics)
+        told = {"round": round, "previous": self._last_state, "sha256": hashes, "report": report}
+        told["replies"] = [reply_form(reply) for reply in replies]
+        with storage.writing(folder):
+            storage.write_bytes(folder / REPLIES, sealed(told))
 
     def write_delta(
         self,
@@ -119,16 +172,25 @@ class RunFolder:
         silo: str,
         delta: Adapter,
         statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
-    ) -> None:
-        """Write one silo's delta down, and what it measured, before it is merged."""
+    ) -> dict[str, str]:
+        """Write one silo's delta down, and what it measured; returns their hashes by file."""
         file = file_name(silo)  # a silo's own dots are quoted
-        folder = self.round_folder(round)
-        paths = {folder / "deltas" / f"{file}.safetensors": delta.tensors}
+        written = {f"deltas/{file}.safetensors": delta.tensors}
         for name, values in (statistics or {}).items():
-            paths[folder / "statistics" / f"{file}.{name}.safetensors"] = dict(values)
-        for path, tensors in paths.items():
+            written[f"statistics/{file}.{name}.safetensors"] = dict(values)
+        hashes = {}
+        for name, tensors in written.items():
+            path = self.round_folder(round) / name
             with storage.writing(path):
-                storage.write_tensors(path, tensors, silo)
+                hashes[name] = storage.write_tensors(path, tensors, silo)
+        return hashes
+
+    def forget_replies(self, round: int, *, recorded: bool = False) -> None:
+        """Remove what a round merged, or where it is recorded what only says that it is all there."""
+        folder = self.round_folder(round)
+        with storage.writing(folder):
+            for name in _OF_REPLIES[: 1 if recorded else None]:
+                storage.remove(folder / name)
 
     def write_adapter(
         self, adapter: Adapter, *, base_model: str = "", task_type: str | None = None, silo: str = ""
@@ -184,6 +246,16 @@ class RunFolder:
             storage.write_json(self.path / "result.json", result)
         self._event("finished", result=result)
 
+    def _open_events(self) -> None:
+        self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
+
+    def _sweep(self) -> None:
+        """Remove what earlier runs were writing, or removing, when they died."""
+        for name in _OURS:
+            storage.sweep(self.path / name)
+        for path in filter(storage.is_hidden, self.path.iterdir()):
+            storage.remove(path)
+
     def _event(self, name: str, **values: Any) -> None:
         """Append one line to events.jsonl."""
         if self._events is None:
@@ -200,7 +272,8 @@ class RunFolder:
             raise CheckpointError(f"{self.path} is a file, expected a folder for the run")
         config = self.path / "config.toml"
         if not config.is_file():
-            strangers = sorted(child.name for child in self.path.iterdir() if child.name != storage.LOCK)
+            others = (path for path in self.path.iterdir() if not storage.is_hidden(path))
+            strangers = sorted(path.name for path in others if path.name != storage.LOCK)
             if strangers:
                 raise CheckpointError(
                     f"{self.path} holds {strangers[0]!r} and no config.toml: it is no run's folder"
@@ -224,10 +297,3 @@ def differing_keys(earlier: Mapping[str, object], config: Mapping[str, object]) 
     keys = {key for key in earlier.keys() | config.keys() if not key.startswith(NOT_IDENTITY)}
     absent = object()
     return sorted(key for key in keys if earlier.get(key, absent) != config.get(key, absent))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

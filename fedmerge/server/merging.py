@@ -55,9 +55,9 @@ class Merger:
                 if value is not merged.adapter.tensors.get(name):  # what the merge made, it has checked
                     check_finite(name, value)
             # Flower's older apps know tensors by their position, so that stays what it was.
-            adapter = replace(
-                adapter, tensors={name: adapter.tensors[name] for name in closed.received.tensors}
-            )
+            # In one layout: bits depend on it, and what a resumed run reads from a file has no other.
+            tensors = {name: adapter.tensors[name].contiguous() for name in closed.received.tensors}
+            adapter = replace(adapter, tensors=tensors)
         except (FedMergeError, RuntimeError) as err:  # torch's: out of memory, no convergence
             intact = f"The adapter of round {closed.round - 1} is intact"
             raise RoundFailed(f"round {closed.round}: the merge failed: {err}. {intact}") from err

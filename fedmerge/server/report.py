@@ -85,7 +85,9 @@ class RoundReport:
         """The report in plain Python, as observers get it."""
         values = dataclasses.asdict(self)
         values["asked"] = list(self.asked)
-        values["refused"] = [{"silo": refusal.silo, "reason": refusal.reason} for refusal in self.refused]
+        values["refused"] = [
+            {"silo": refusal.silo, "reason": refusal.reason, "code": refusal.code} for refusal in self.refused
+        ]
         values["refusals"] = self.refusals
         return values
 

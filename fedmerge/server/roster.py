@@ -56,7 +56,7 @@ class Roster:
             {'a': 3, 'b': 7, 'c': 3}
         """
         if not self.shared:
-            return {silo: self.homes[silo] for silo in silos if self.homes[silo] in nodes}
+            return {silo: self.homes[silo] for silo in silos if self.homes.get(silo) in nodes}
         ordered = sorted(nodes)
         return {silo: ordered[index % len(ordered)] for index, silo in enumerate(silos)} if ordered else {}
 

@@ -6,21 +6,27 @@ import hashlib
 import json
 import math
 import os
+import re
+import secrets
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 import safetensors.torch
 import tomli_w
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError, WireError
-from fedmerge.wire.tensorfile import write_file, write_files
+from fedmerge.wire.tensorfile import sync_folder, write_file, write_files
 
 Scalar = str | int | float | bool
 LOCK = ".lock"
+IN_USE = "is in use by another run"
+_HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 @contextmanager
@@ -46,6 +52,14 @@ def lock(folder: Path) -> IO[str]:
         CheckpointError: another process has it.
     """
     handle = (folder / LOCK).open("a", encoding="utf-8")
+    if not try_lock(handle):
+        handle.close()
+        raise CheckpointError(f"{folder} {IN_USE}")
+    return handle
+
+
+def try_lock(handle: IO[str]) -> bool:
+    """Whether an open file could be locked; the lock goes when the file is closed."""
     try:
         import fcntl  # noqa: PLC0415 (not on Windows, where one writer is not enforced)
 
@@ -53,16 +67,44 @@ def lock(folder: Path) -> IO[str]:
     except ImportError:  # pragma: no cover
         pass
     except BlockingIOError:
-        handle.close()
-        raise CheckpointError(f"{folder} is in use by another run") from None
-    return handle
+        return False
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> str:
     """Write a file whole or not at all; returns the SHA-256 of its bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_file(path, data)
     return sha256_of(data)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; each lasts through a power cut once this returns."""
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; no part of a folder is ever seen in its place."""
+    if path.is_dir() and not path.is_symlink():
+        hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        shutil.rmtree(path.rename(hidden))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a name is one under which something is written, or removed: a process that died left it."""
+    return bool(_HIDDEN.fullmatch(path.name))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that died had not put in its place yet, at any depth."""
+    for path in sorted(folder.rglob(".*"), reverse=True):
+        if is_hidden(path):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sha256_of(data: bytes) -> str:
@@ -72,7 +114,7 @@ def sha256_of(data: bytes) -> str:
 
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files of one folder, each whole or not at all; where the last one is, the others are too."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_files(folder, files)
 
 
@@ -111,10 +153,41 @@ def _own(tensor: Tensor) -> Tensor:
     return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
 
 
-def append_line(file: TextIO, line: str, *, durable: bool = True) -> None:
-    """Append a line to an open log, and flush it; `durable` also to the disk."""
-    file.write(line + "\n")
-    file.flush()
+def read_tensors(path: Path, digest: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file by name, sorted, each with memory of its own, and the silo that it names.
+
+    Args:
+        path: of the file.
+        digest: SHA-256 that it was written with.
+
+    Raises:
+        CheckpointError: it is not there, is not what was written, or holds no tensors.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise CheckpointError(f"{path} can't be read ({err.strerror})") from None
+    if sha256_of(data) != digest:
+        raise CheckpointError(
+            f"{path} is damaged: its hash is not the one in state.json; everything else is left as it is"
+        )
+    try:
+        tensors = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as err:
+        raise CheckpointError(f"{path} is no safetensors file: {err}") from None
+    return {key: tensors[key].clone() for key in sorted(tensors)}, str(about.get("silo", path.stem))
+
+
+def append_line(file: IO[str], line: str, *, durable: bool = True) -> None:
+    """Append a line to an open log; `durable` also to the disk.
+
+    Past Python's buffer, which would keep what the disk refuses, and refuse to be closed.
+    """
+    left = memoryview(f"{line}\n".encode())
+    while left:
+        left = left[os.write(file.fileno(), left) :]
     if durable:
         os.fsync(file.fileno())
 

@@ -15,23 +15,23 @@ from fedmerge.adapters import Adapter, Lora
 from fedmerge.errors import RoundFailed
 from fedmerge.rules import Rule
 from fedmerge.server.asking import Asked, Asker
-from fedmerge.server.books import Books
+from fedmerge.server.books import Books, Keeping
 from fedmerge.server.counterfactuals import Counterfactuals, Scorer
+from fedmerge.server.course import Course
 from fedmerge.server.evaluating import evaluation, others
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.gathering import Opened, Terms, gather
 from fedmerge.server.guard import Admitted, Replies
-from fedmerge.server.merging import Closed, Merger
+from fedmerge.server.merging import Merger
 from fedmerge.server.observer import Observer, Silent
 from fedmerge.server.plan import Plan
 from fedmerge.server.report import RoundReport, average
 from fedmerge.server.roster import Roster
-from fedmerge.server.scores import summarize
+from fedmerge.server.saved import Gathered, Saved
 from fedmerge.server.settings import StrategySettings
-from fedmerge.server.standing import VALIDATION, Scored, Standing
-from fedmerge.server.weighting import weights_of
-from fedmerge.wire.protocol import RECEIVED, Instruction
-from fedmerge.wire.records import count_bytes, from_record, to_record
+from fedmerge.server.standing import Scored, Standing
+from fedmerge.wire.protocol import Instruction
+from fedmerge.wire.records import count_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ class MergeStrategy(Strategy):
         expects_gpu: stop if silos compute on the CPU: the server sees a GPU and train.device leaves the
             choice.
         device: where the merge is computed: "auto", "cpu" or "cuda".
-        record: whether every admitted delta is written to the folder, with the statistics beside it.
+        record: whether every admitted delta is written to the folder, with the statistics beside it; or
+            which are, and for how long.
         observer: who watches.
         folder: where each round is written.
         scorer: scores adapters on the server's rows, for ``shadow_scoring="server"``.
@@ -115,7 +116,7 @@ class MergeStrategy(Strategy):
         evaluate: bool | None = None,
         expects_gpu: bool = False,
         device: str = "auto",
-        record: bool = False,
+        record: bool | Keeping = False,
         observer: Observer | None = None,
         folder: RunFolder | None = None,
         scorer: Scorer | None = None,
@@ -141,12 +142,10 @@ class MergeStrategy(Strategy):
         self.counterfactuals = Counterfactuals(self.merger, shadow_scoring, scorer)
         self.standing = Standing(self.plan.gate)
         self.observer: Observer = observer or Silent()
-        self.books = Books(self.observer, folder, record)
+        self.books = Books(self.observer, folder, record if isinstance(record, Keeping) else Keeping(record))
         self.rounds, self.refused = self.books.rounds, self.books.refused
-        self.broadcast: Adapter | None = None
-        self._record: ArrayRecord | None = None
+        self.course = Course(self.settings, self.merger, self.standing, self.counterfactuals, self.books)
         self._opened: Opened | None = None
-        self._unpublished: tuple[RoundReport, Asked] | None = None
 
     # What Flower calls, in its order
 
@@ -167,9 +166,9 @@ class MergeStrategy(Strategy):
             WireError: `arrays` is no record of tensors.
         """
         began = time.monotonic()
-        self._publish_late()
+        self.course.close()
         self.counterfactuals.take(None)
-        self._receive(arrays)
+        self.course.receive(arrays, self.lora)
         self.observer.phase("waiting for nodes")
         asked = self.asker.choose(grid, server_round)
         self.plan.check_names(None if self.asker.roster is None else asked.silos)
@@ -198,24 +197,22 @@ class MergeStrategy(Strategy):
         self._opened = None
         try:
             admitted = gather(opened, received, replies, self.terms, self.observer)
-            if not self._rejects(opened.report, received, admitted):
-                self._merge(opened.report, received, admitted)
         except RoundFailed as failure:
-            opened.report.failed = str(failure)
-            self.books.publish(opened.report)
+            self.books.fail(opened.report, failure)
             raise
-        self._close(opened)
-        return self._record, average([a.metrics for a in admitted], [a.examples for a in admitted])
+        self.books.write_replies(opened.report, admitted)
+        self.course.settle(opened, received, admitted)
+        return self.arrays, average([a.metrics for a in admitted], [a.examples for a in admitted])
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the round's silos to score its shadows, all nodes the new broadcast: where it is wanted."""
         plain = self.asker.evaluate(grid, arrays, config, server_round) if self.evaluate else []
-        if self._unpublished is None:
+        if self.course.awaiting is None:
             return plain
         self.observer.phase("scoring the shadows")
-        probes = self.counterfactuals.ask(arrays, config, self.asker, self._unpublished[1])
+        probes = self.counterfactuals.ask(arrays, config, self.asker, self.course.awaiting)
         return [*probes, *others(plain, probes)]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -223,9 +220,40 @@ class MergeStrategy(Strategy):
         try:
             return evaluation(server_round, replies, self.counterfactuals.hear)
         finally:
-            self._publish_late()
+            self.course.close()
+
+    # A run that was interrupted
+
+    def restore(self, saved: Saved) -> None:
+        """Stand where an interrupted run stood; its next round waits for all nodes, as a first one does."""
+        self.course.restore(saved)
+        self.asker = replace(self.asker, first=saved.round + 1)
+
+    def merge_again(self, gathered: Gathered, grid: Grid) -> None:
+        """Close a round from the replies that were written down; no silo is asked for another.
+
+        Raises:
+            RoundFailed: as `aggregate_train` says.
+        """
+        report = gathered.report
+        assert self.broadcast is not None  # restored
+        scored = self.settings.shadow_scoring == "silos" and self.plan.shadows
+        asked = self.asker.choose(grid, report.round) if scored else Asked(report.asked, {}, 0)
+        opened = Opened(asked, (), report, time.monotonic())
+        self.course.settle(opened, self.broadcast, gathered.replies)
 
     # What is read afterwards
+
+    @property
+    def broadcast(self) -> Adapter | None:
+        """What the last round made; None before the first."""
+        return self.course.broadcast
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The same as Flower's record."""
+        assert self.course.record is not None  # a round was opened, or the run restored
+        return self.course.record
 
     @property
     def last_replies(self) -> list[Admitted]:
@@ -241,60 +269,3 @@ class MergeStrategy(Strategy):
     def best(self) -> Scored | None:
         """Of the broadcasts that the gate let pass, the one with the best scores."""
         return self.standing.best
-
-    # One round
-
-    def _receive(self, arrays: ArrayRecord) -> None:
-        """Read the adapter that Flower hands in, unless it is the one that we made."""
-        if arrays is self._record:
-            return
-        first = self.broadcast is None
-        self.broadcast = Adapter(from_record(arrays), self.lora)
-        self._record = arrays
-        if first:
-            self.books.begin(self.broadcast)
-
-    def _rejects(self, report: RoundReport, received: Adapter, replies: list[Admitted]) -> bool:
-        """Whether the silos' scores send their broadcast back; then the last good one is the next again."""
-        metrics = {reply.silo: reply.metrics for reply in replies}
-        report.received = summarize(metrics, RECEIVED, VALIDATION)
-        report.rejected = self.standing.judge(report.round, received, self.merger.state, metrics)
-        good = self.standing.good
-        if not report.rejected or good is None:
-            return False
-        report.admit(replies, [0.0] * len(replies))
-        self.broadcast, self.merger.state = good.adapter, good.optimizer
-        self._record = to_record(good.adapter.tensors)
-        return True
-
-    def _merge(self, report: RoundReport, received: Adapter, replies: list[Admitted]) -> None:
-        """Merge the admitted replies into the next broadcast."""
-        self.observer.phase("merging")
-        began = time.monotonic()
-        settings, examples = self.settings, [reply.examples for reply in replies]
-        weights = weights_of(examples, settings.weighting, settings.weight_cap)
-        report.admit(replies, weights)
-        self.books.write_deltas(report, replies)
-        closed = Closed(report.round, received, replies, weights)
-        self.broadcast, report.merge = self.merger.step(closed)
-        self.counterfactuals.take(closed)
-        self._record = to_record(self.broadcast.tensors)
-        report.seconds["merge"] = time.monotonic() - began - report.seconds.get("write", 0.0)
-
-    def _close(self, opened: Opened) -> None:
-        """Write the round down, and report it, unless its silos have its shadows to score yet."""
-        report = opened.report
-        assert self.broadcast is not None  # a round was opened with it
-        self.books.write_round(report, self.broadcast, self.merger.state)
-        self.counterfactuals.begin(self.broadcast, report)
-        if self.counterfactuals.awaited:
-            self._unpublished = report, opened.asked
-        else:
-            self.books.publish(report)
-
-    def _publish_late(self) -> None:
-        """Report the round whose shadows the silos were to score."""
-        if self._unpublished is not None:
-            report, self._unpublished = self._unpublished[0], None
-            self.counterfactuals.finish(report)
-            self.books.publish(report)

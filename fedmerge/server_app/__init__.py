@@ -16,6 +16,7 @@ from fedmerge.server_app.authority import authority
 from fedmerge.server_app.conduct import conduct
 from fedmerge.server_app.noting import Noting
 from fedmerge.server_app.trackers import tracked
+from fedmerge.server_app.verdict import spoken
 
 flower = logging.getLogger("flwr")  # what it says reaches `flwr run --stream`
 
@@ -25,13 +26,14 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
-    logs.configure("server", run=str(context.run_id))
-    config = read_config(context.run_config)
-    deployed = authority()
-    config = deployed.placed(config) if deployed else config
-    with tracked(config, Noting()) as observer:
-        identity = deployed.identity if deployed else None
-        result = conduct(config, StreamingGrid(grid), observer, identity=identity)
+    with spoken():
+        logs.configure("server", run=str(context.run_id))
+        config = read_config(context.run_config)
+        deployed = authority()
+        config = deployed.placed(config) if deployed else config
+        with tracked(config, Noting()) as observer:
+            identity = deployed.identity if deployed else None
+            result = conduct(config, StreamingGrid(grid), observer, identity=identity)
     for line in summary(result):
         flower.info("%s", line)
 

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "FEDMERGE_SERVER"
 _SERVER_KEYS = ("federation", "signing-key", "roster", "runs")
+_WATCHER_KEYS = ("metrics",)  # of the same file, read by `fedmerge deploy watch`
 _MEMBER_KEYS = ("key", "max-examples", "revoked")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
 
@@ -73,7 +74,7 @@ def read_authority(path: Path) -> Authority:
             a key that is none, that others can read, or that two silos share.
     """
     table = _table(path)
-    _refuse_unknown(table, _SERVER_KEYS, str(path))
+    _refuse_unknown(table, _SERVER_KEYS + _WATCHER_KEYS, str(path))
     texts = {key: _text(table, key, str(path)) for key in _SERVER_KEYS}
     runs = path.parent / Path(texts["runs"]).expanduser()
     members = _Reading(path.parent / Path(texts["roster"]).expanduser())

@@ -19,9 +19,11 @@ from fedmerge.server.counterfactuals import Scorer
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.identity import Identity
 from fedmerge.server.observer import Observer, Several, Silent
+from fedmerge.server.resuming import go_on, take_up
+from fedmerge.server.saved import Saved
 from fedmerge.server.signed_grid import SignedGrid
 from fedmerge.server.strategy import MergeStrategy
-from fedmerge.server_app import outcome
+from fedmerge.server_app import outcome, resumption
 from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
 from fedmerge.server_app.finale import Finale
@@ -60,7 +62,7 @@ def conduct(
     Raises:
         ConfigError: a setting, base or data set that can't be used, at the server or at a silo.
         RoundFailed: no nodes, too few usable replies, no scores.
-        CheckpointError: the run's folder can't be written, or belongs to another run.
+        CheckpointError: the run's folder can't be written, belongs to another run, or can't be gone on with.
     """
     torch.set_num_threads(config.silo.train.threads)  # of the thread that merges: bits depend on it
     use_deterministic_algorithms()
@@ -68,6 +70,8 @@ def conduct(
     grid = SignedGrid(grid, identity) if identity is not None else grid
     folder = RunFolder(config.folder, config.flat)
     try:
+        if config.run.resume == "auto" and (result := resumption.finished(folder.path)) is not None:
+            return result
         with clock.phase("setup"):
             run = _prepare(config, grid, folder, observer or Silent(), scoring)
             if identity is not None:
@@ -106,6 +110,7 @@ class _Run:
     instruction: Instruction
     scorer: Scorer | None
     scoring: Scoring
+    saved: Saved | None = None
 
     @property
     def shared(self) -> Adapter:
@@ -121,16 +126,26 @@ class _Run:
 
 def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, scoring: Scoring) -> _Run:
     """Learn who takes part; only then does the folder of an earlier run of the same config begin anew."""
+    saved = resumption.saved_run(config, folder.path) if config.run.resume == "auto" else None
     observer.phase("waiting for nodes")
-    silos = muster(grid, config)
+    silos = muster(grid, config, resumption.names(saved))
+    silos = silos if saved is None else resumption.same_run(saved, config, silos)
     initial = initial_adapter(config.silo, silos.labels or None)
     scorer = held(config, silos)
     check_parts(initial, config.silo.lora.private_parts)
-    # A deployed silo signs its replies, and remembers private tensors, by a name that no other run has.
-    name = "" if silos.roster.shared else secrets.token_hex(8)
-    folder.start(outcome.environment(config, silos) | ({"run": name} if name else {}))
+    if saved is not None:
+        resumption.same_start(saved, shared_part(initial, config.silo.lora.private_parts))
+        name = str(saved.begun["environment"].get("run", ""))
+        take_up(folder, saved)
+    else:
+        # A deployed silo signs its replies, and remembers private tensors, by a name that no other run has.
+        name = "" if silos.roster.shared else secrets.token_hex(8)
+        environment = outcome.environment(config, silos) | ({"run": name} if name else {})
+        folder.start(environment, resumption.to_be_found_again(silos))
     watchers = Several((folder, observer))
     watchers.run_started(outcome.plan(config, silos, initial))
+    for report in saved.reports if saved is not None else ():
+        observer.round_closed(report.to_dict())
     train = config.silo.train
     instruction = Instruction(
         seed=config.run.seed,
@@ -143,7 +158,7 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, 
         run=name,
         asked=len(silos.roster.names) if name else 0,
     )
-    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, scoring)
+    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, scoring, saved)
 
 
 def _capped(run: _Run, identity: Identity) -> _Run:
@@ -156,7 +171,10 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     strategy = _strategy(run)
     with clock.phase("rounds"):
         rounds, deadline = run.config.run.rounds, run.config.strategy.deadline_seconds
-        strategy.start(run.grid, to_record(run.shared.tensors), rounds, timeout=deadline)
+        if run.saved is not None:
+            go_on(strategy, run.grid, run.saved, rounds, deadline)
+        else:
+            strategy.start(run.grid, to_record(run.shared.tensors), rounds, timeout=deadline)
     errands = Errands(run.grid, run.silos.roster)
     with clock.phase("scoring"):
         run.observer.phase("training the baselines and scoring" if run.baselines.names else "scoring")
@@ -166,6 +184,7 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
     result = ended.result(errands.traffic, clock.seconds) | written
     run.observer.finished(result)
+    run.folder.forget_replies(rounds, recorded=run.config.run.record)
     return result
 
 
@@ -181,7 +200,7 @@ def _strategy(run: _Run) -> MergeStrategy:
         expects_gpu=expects_gpu(run.config),
         # In a deployment the silos' device says nothing about the server's.
         device=run.config.silo.train.device if run.silos.roster.shared else "auto",
-        record=run.config.run.record,
+        record=resumption.keeping(run.config, shared=run.silos.roster.shared),
         observer=run.observer,
         folder=run.folder,
         scorer=run.scorer,

@@ -44,14 +44,19 @@ class Muster:
     nodes: dict[str, dict[str, object]]
 
 
-def muster(grid: Grid, config: Config) -> Muster:
+def muster(grid: Grid, config: Config, known: Collection[str] = ()) -> Muster:
     """Wait for nodes, ask who they are, and check that they belong together.
+
+    Args:
+        grid: reaches the nodes.
+        config: of the run.
+        known: silos that are waited for besides those of `data.silos`: they took part before.
 
     Raises:
         RoundFailed: no node came in time, or none could answer; with what the first of them said.
         ConfigError: another base or other labels than agreed, or silos that contradict each other.
     """
-    answers = _answers(grid, config)
+    answers = _answers(grid, config, known)
     fingerprint = config.silo.base.fingerprint or check_fingerprint(config.silo.base)
     roster = Roster.of(answers)
     if roster.fingerprint != fingerprint:
@@ -97,9 +102,9 @@ def _check_statistics(answers: Mapping[int, QueryReply], config: Config, roster:
             )
 
 
-def _answers(grid: Grid, config: Config) -> dict[int, QueryReply]:
+def _answers(grid: Grid, config: Config, known: Collection[str]) -> dict[int, QueryReply]:
     """What the nodes say; in a deployment, of all silos that `data.silos` names, if they come in time."""
-    wanted = {name.strip() for name in config.silo.data.silos.split(",") if name.strip()}
+    wanted = {name.strip() for name in config.silo.data.silos.split(",") if name.strip()}.union(known)
     patience = config.strategy.wait_seconds
     end = time.monotonic() + patience
     nodes = wait_for_nodes(grid, bool, wait_seconds=patience)

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fedmerge.adapters import Adapter, Lora
@@ -163,22 +161,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _read(folder: Path, name: str, hashes: Mapping[str, str]) -> tuple[dict[str, Tensor], str]:
     """The tensors of a file, and the silo it names; refused where its hash is another than it was."""
-    path = folder / name
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise CheckpointError(f"{path} can't be read ({err.strerror})") from None
-    if storage.sha256_of(data) != hashes.get(name):
-        raise CheckpointError(
-            f"{path} is damaged: its hash is not the one in state.json; everything else is left as it is"
-        )
-    try:
-        tensors = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        about = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError) as err:
-        raise CheckpointError(f"{path} is no safetensors file: {err}") from None
-    return {key: tensors[key] for key in sorted(tensors)}, str(about.get("silo", Path(name).stem))
+    return storage.read_tensors(folder / name, hashes.get(name, ""))
 
 
 def _rank_of(tensors: Mapping[str, Tensor], lora: Lora) -> Lora:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,16 @@ def text() -> str:
     return TEXT
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """What `deploy init` writes."""
+@pytest.fixture(scope="session")
+def founded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `deploy init` writes; to be read only."""
     from fedmerge.deployment.federation import parse_federation
     from fedmerge.deployment.founding import found
 
-    return found(parse_federation(TEXT), tmp_path / "out")
+    return found(parse_federation(TEXT), tmp_path_factory.mktemp("founded") / "out")
+
+
+@pytest.fixture
+def out(founded: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(founded, tmp_path / "out"))

@@ -52,9 +52,11 @@ MODULES = ("asyncio.base_events", "unittest.mock", "xml.dom.minidom", "argparse"
 SMALL: dict[str, Any] = {
     "run.name": "live",
     "run.rounds": 1,
+    "run.keep": "last",
+    "strategy.gate": "off()",
     "strategy.shadows": "",
-    "strategy.wait-seconds": 240.0,
-    "strategy.deadline-seconds": 240.0,
+    "strategy.wait-seconds": 600.0,
+    "strategy.deadline-seconds": 600.0,
     "lora.rank": 2,
     "lora.alpha": 4.0,
     "train.steps": 3,

@@ -20,6 +20,7 @@ from fedmerge.deployment.doctor import (
     versions,
 )
 from fedmerge.deployment.doctor.finding import CLOSED, NOTE, OPEN, UNKNOWN
+from fedmerge.server.chain import sealed
 
 
 @pytest.mark.parametrize(
@@ -149,13 +150,13 @@ def rounds(run: Path) -> None:
     before = ""
     for number in range(3):
         folder = run / "rounds" / f"{number:04d}"
-        (folder / "deltas").mkdir(parents=True)
+        folder.mkdir(parents=True)
         (folder / "broadcast.safetensors").write_bytes(b"%d" % number)
         hashes = {
             "broadcast.safetensors": hashlib.sha256(b"%d" % number).hexdigest(),
             "deltas/a.safetensors": "0",
         }
-        data = json.dumps({"round": number, "previous": before, "sha256": hashes}).encode()
+        data = sealed({"round": number, "previous": before, "sha256": hashes})
         (folder / "state.json").write_bytes(data)
         before = hashlib.sha256(data).hexdigest()
 
@@ -171,7 +172,7 @@ def test_rounds_as_they_were_written(tmp_path: Path) -> None:
     [
         ("0001/broadcast.safetensors", b"other", "0001/broadcast.safetensors was changed"),
         ("0001/state.json", b"{", "0001/state.json is damaged"),
-        ("0001/state.json", b'{"sha256": {}, "previous": ""}', "0002 does not follow"),
+        ("0001/state.json", sealed({"round": 1, "previous": "", "sha256": {}}), "does not follow"),
         ("0001/broadcast.safetensors", None, "is missing"),
     ],
 )
