@@ -1,13 +1,12 @@
 """Flower's app commands, which run the installed fedmerge and nothing that a bundle brings along.
 
 Flower 1.41 runs whatever app a bundle (FAB) names, and puts the bundle's folder first on `sys.path`: whoever
-can start a run on the SuperLink can run code of his own at every site. It can check signatures of bundles,
-but only those that its own Hub gave; a bundle started with `flwr run .` has none. So a party that runs
-fedmerge starts its apps by this module: a SuperExec finds `flwr-clientapp` on its PATH, where a folder of the
-party's own comes first.
-
-A bundle is refused before anything of it is written or imported, unless it holds TOML, README and LICENSE
-only and names fedmerge's own apps. Other kinds of tasks (agents, models, connectors) are refused altogether.
+can start a run on the SuperLink can run code of his own at the server and at every site. It can check
+signatures of bundles, but only those that its own Hub gave; a bundle started with `flwr run .` has none. So a
+party's SuperExec finds commands of its own on its PATH, in `apps/` of the party's folder, and each is this
+module. A site's is `fedmerge.client_process`. At the server, where a bundle brings the run's configuration,
+it is refused before anything of it is unpacked, unless it holds TOML, README and LICENSE only and names
+fedmerge's own apps. Other kinds of tasks (agents, models, connectors) are refused altogether.
 """
 
 from __future__ import annotations
@@ -24,26 +23,15 @@ from typing import Any
 from fedmerge.errors import ConfigError
 
 APPS = {"serverapp": "fedmerge.server_app:app", "clientapp": "fedmerge.client_app:app"}
-COMMANDS = {"flwr-clientapp": "clientapp", "flwr-serverapp": "serverapp"}
+CLIENT, SERVER = "flwr-clientapp", "flwr-serverapp"
+COMMANDS = (CLIENT, SERVER)
 REFUSED_COMMANDS = ("flwr-agentapp", "flwr-model", "flwr-connector", "flwr-simulation")
 _HARMLESS = {".toml", ".md"}
 _NAMES = {"LICENSE", ".info/CONTENT"}
-_FLOWER = {
-    "clientapp": (
-        "flwr.supernode.runtime.run_clientapp",
-        "flwr.clientapp.client_app:LoadClientAppError",
-        "flwr.supernode.cli.flwr_clientapp:flwr_clientapp",
-    ),
-    "serverapp": (
-        "flwr.superlink.runtime.run_serverapp",
-        "flwr.serverapp.server_app:LoadServerAppError",
-        "flwr.superlink.cli.flwr_serverapp:flwr_serverapp",
-    ),
-}
-"""Flower's own names that this leans on: where a bundle is unpacked, the error it answers, the command."""
-
 _LARGEST_FILE = 1 << 20
 _MOST_FILES = 1000
+_RUN, _COMMAND = "flwr.superlink.runtime.run_serverapp", "flwr.superlink.cli.flwr_serverapp"
+"""Flower's modules that this leans on: where a bundle is unpacked, and the command."""
 
 
 def check_bundle(content: bytes) -> None:
@@ -86,50 +74,42 @@ def _check_apps(table: dict[str, Any]) -> None:
         raise ConfigError(f"the bundle names the apps {components!r}: expected {APPS!r}")
 
 
-def guarded(install: Callable[..., Any], refusal: type[Exception]) -> Callable[..., Any]:
-    """Flower's `install_from_fab`, behind `check_bundle`.
-
-    Args:
-        install: the function that unpacks a bundle.
-        refusal: the error that Flower answers without its sentence; the sentence stands in this party's log.
-    """
+def guarded(install: Callable[..., Any]) -> Callable[..., Any]:
+    """Flower's `install_from_fab`, behind `check_bundle`."""
 
     def checked(fab_file: bytes, *arguments: Any, **options: Any) -> Any:
-        try:
-            check_bundle(fab_file)
-        except ConfigError as error:
-            raise refusal(f"refused: {error}") from None
+        check_bundle(fab_file)
         return install(fab_file, *arguments, **options)
 
     return checked
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of Flower's app commands, its first argument, with the bundle checked.
+    """Run one of Flower's app commands, its first argument.
 
     Returns:
         The exit status of a command that is refused; Flower's own exit otherwise.
     """
     command = arguments[0] if arguments else ""
     if command not in COMMANDS:
-        sys.stderr.write(f"fedmerge: {command!r} is not run here, only {', '.join(COMMANDS)}\n")
+        sys.stderr.write(f"fedmerge: {command!r} is not run here, only {' and '.join(COMMANDS)}\n")
         return 2
     sys.argv = arguments
-    _start(COMMANDS[command])
+    (_client if command == CLIENT else _server)()
     return 0
 
 
-def _start(component: str) -> None:
-    where, error, command = _FLOWER[component]
+def _client() -> None:
+    from fedmerge.client_process import main as serve  # noqa: PLC0415 (only what is run is imported)
+
+    serve()
+
+
+def _server() -> None:
     # By name: the packages re-export functions of the same names as these modules.
-    module = importlib.import_module(where)
-    module.install_from_fab = guarded(module.install_from_fab, _named(error))  # type: ignore[attr-defined]
-    _named(command)()
-
-
-def _named(reference: str) -> Any:
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
+    module = importlib.import_module(_RUN)
+    module.install_from_fab = guarded(module.install_from_fab)  # type: ignore[attr-defined]
+    importlib.import_module(_COMMAND).flwr_serverapp()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,17 @@ ROSTER = "\n".join(
 )
 
 
+def write_key(path: Path, owner: str) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(KEYS[owner])
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Path:
     (tmp_path / "server.toml").write_text(
         'federation = "f"\nsigning-key = "signing.key"\nroster = "roster.toml"\n'
     )
-    (tmp_path / "signing.key").write_bytes(KEYS["server"])
+    write_key(tmp_path / "signing.key", "server")
     (tmp_path / "roster.toml").write_text(ROSTER)
     return tmp_path
 
@@ -67,7 +72,7 @@ def test_the_variable_that_switches_signatures_on(tmp_path: Path) -> None:
 
 def test_a_site(tmp_path: Path) -> None:
     assert doors(trust.site(tmp_path)) == {"site's own file": OPEN}
-    (tmp_path / "signing.key").write_bytes(KEYS["a"])
+    write_key(tmp_path / "signing.key", "a")
     server_key = public_text(KEYS["server"])
     text = f'silo = "a"\nserver-key = "{server_key}"\nlog = "left.jsonl"\n[policy]\nmax-rounds = 5\n'
     (tmp_path / "site.toml").write_text(text)
