@@ -51,16 +51,17 @@ def test_flowers_superlink_without_tls(tmp_path: Path) -> None:
 def test_flowers_superlink_with_tls_and_default_isolation(tmp_path: Path) -> None:
     authority = Authority()
     ca = authority.write(tmp_path)
-    certificate, key = authority.issue(tmp_path / "superlink.pem", days=20)
+    certificate, key = authority.issue(tmp_path / "superlink.pem", days=20, hosts=("127.0.0.1",))
     files = ("--ssl-ca-certfile", ca, "--ssl-certfile", certificate, "--ssl-keyfile", key)
     with superlink(tmp_path, *map(str, files)) as port:
         status, states = doctor("--address", f"127.0.0.1:{port}", "--ca", ca)
-        _, by_name = doctor("--address", f"localhost:{port}", "--ca", Authority("other").write(tmp_path))
+        _, other_name = doctor("--address", f"localhost:{port}", "--ca", ca)
+        _, other_authority = doctor("--address", f"127.0.0.1:{port}", "--ca", Authority().write(tmp_path))
     assert status == 1
     ending = f"certificate served at 127.0.0.1:{port}"
     assert opened(states) == {"client certificates", ending} | APIS | FLAGS
     assert {states[door] for door in ("TLS", "old TLS", "server's certificate")} == {"closed"}
-    assert by_name["server's certificate"] == "open"
+    assert other_name["server's certificate"] == other_authority["server's certificate"] == "open"
 
 
 @pytest.mark.slow

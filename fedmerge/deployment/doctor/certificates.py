@@ -1,8 +1,8 @@
-"""Certificates on disk: how long they hold, whether they match keys, who issued them, what they name."""
+"""Certificates on disk: how long they hold, whether they match their keys, who issued them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -81,15 +81,6 @@ def issued(certificate: x509.Certificate, name: str, authority: Path) -> Finding
     return Finding(door, CLOSED, asked, "the federation's CA issued it")
 
 
-def names(certificate: x509.Certificate, hosts: Iterable[str], name: str) -> Finding:
-    """Whether a certificate is for the names under which it is reached."""
-    known = _names(certificate)
-    missing = [host for host in hosts if host.lower() not in known]
-    told = f"not for {', '.join(missing)}" if missing else f"for {', '.join(sorted(known))}"
-    close = f"{_ROTATE}, with these names in federation.toml"
-    return judged(f"names of {name}", bool(missing), "its subject's alternative names", told, close)
-
-
 def revocations(revoked: x509.CertificateRevocationList, name: str, now: datetime) -> Finding:
     """Whether the list of revoked certificates still holds; nginx lets nobody in when it is too old."""
     end = revoked.next_update_utc
@@ -110,12 +101,3 @@ def _revoked(path: Path) -> x509.CertificateRevocationList | None:
         return x509.load_pem_x509_crl(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _names(certificate: x509.Certificate) -> set[str]:
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return set()
-    addresses = {str(address) for address in extension.get_values_for_type(x509.IPAddress)}
-    return {name.lower() for name in extension.get_values_for_type(x509.DNSName)} | addresses

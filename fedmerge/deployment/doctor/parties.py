@@ -53,6 +53,7 @@ def _server(party: Scripts) -> Iterator[Finding]:
     yield from _files(folder)
     yield from trust.server(folder)
     yield trust.told_to_sign(folder)
+    yield from trust.metrics(folder)
     yield trust.installed_only(folder)
     yield from units.of_folder(folder)
     yield from proxies.of_server(folder)
@@ -61,6 +62,7 @@ def _server(party: Scripts) -> Iterator[Finding]:
         link = Place("127.0.0.1", int(given["--port"]), folder / "ca.crt")
         yield from examination.of_superlink(link.port)
         yield apis.isolation(examination.as_spoken(link), "this machine")
+        yield apis.local_control(examination.as_spoken(link))
     for address in proxies.own_addresses(folder):
         yield from examination.of_address(place_of(address, folder / "ca.crt"))
     if database := given.get("--database"):

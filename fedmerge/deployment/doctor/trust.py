@@ -102,6 +102,15 @@ def installed_only(folder: Path) -> Finding:
     return judged("code in bundles", wrong, "apps/ and bin/superexec.sh", told, close)
 
 
+def metrics(folder: Path) -> Iterator[Finding]:
+    """Whether /metrics and /health, which ask nobody who they are, are served to other machines."""
+    address = (_read(folder / "server.toml") or {}).get("metrics")
+    if isinstance(address, str) and address:
+        wide = not address.startswith(("127.", "localhost:", "[::1]:"))
+        close = 'metrics = "127.0.0.1:9464"; who collects them comes through a proxy of yours'
+        yield judged("metrics from outside", wide, "metrics in server.toml", address, close)
+
+
 def runs(folder: Path) -> Path | None:
     """The parent of the run folders, as server.toml says it."""
     given = (_read(folder / "server.toml") or {}).get("runs")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fedmerge.deployment.doctor import certificates
-from fedmerge.deployment.doctor.finding import CLOSED, OPEN, Finding
+from fedmerge.deployment.doctor.finding import CLOSED, OPEN
 
 from ..authority import Authority
 
@@ -73,15 +73,3 @@ def test_the_authoritys_key_has_no_business_here(authority: Authority, tmp_path:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "ca.key").touch()
     assert states(tmp_path) == {"key of the CA": OPEN}
-
-
-def test_names(authority: Authority, tmp_path: Path) -> None:
-    path, _ = authority.issue(tmp_path / "superlink.pem", hosts=("fed.example.org", "10.0.0.1"))
-    certificate = certificates.read(path)
-    assert certificate is not None
-
-    def named(*hosts: str) -> Finding:
-        return certificates.names(certificate, hosts, path.name)
-
-    assert named("FED.example.org", "10.0.0.1").state == CLOSED
-    assert named("fed.example.org", "other.example.org").answered == "not for other.example.org"

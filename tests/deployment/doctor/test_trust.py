@@ -61,6 +61,15 @@ def test_who_is_revoked_is_said(server: Path) -> None:
     assert doors(trust.server(server))["revoked silos"] == NOTE
 
 
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [("127.0.0.1:9464", [CLOSED]), ("localhost:9464", [CLOSED]), ("0.0.0.0:9464", [OPEN]), ("", [])],
+)
+def test_where_metrics_are_served(tmp_path: Path, address: str, found: list[str]) -> None:
+    (tmp_path / "server.toml").write_text(f'metrics = "{address}"\n')
+    assert [finding.state for finding in trust.metrics(tmp_path)] == found
+
+
 def test_the_variable_that_switches_signatures_on(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     starter = tmp_path / "bin" / "superexec.sh"
