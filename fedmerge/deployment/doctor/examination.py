@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedmerge.deployment.doctor import apis, clocks, disk, modes, processes, tls
 from fedmerge.deployment.doctor.asking import Place, Unreachable
-from fedmerge.deployment.doctor.finding import Finding
+from fedmerge.deployment.doctor.finding import UNKNOWN, Finding
 
 SITES = "a site's address"
 
@@ -39,9 +39,13 @@ def of_apis(place: Place, seen_from: str) -> Iterator[Finding]:
 def of_superlink(port: int) -> Iterator[Finding]:
     """The SuperLink that serves a port of this machine: its flags, its addresses, its user."""
     process = processes.listening(port)
-    if process is not None:
-        yield from processes.superlink_flags(process)
-        yield processes.bound(process, port)
+    if process is None:
+        told = "none that this user may look at"
+        close = "ask on the server's machine, as its service's user or as root"
+        yield Finding("flags of the SuperLink", UNKNOWN, f"the process that serves port {port}", told, close)
+        return
+    yield from processes.superlink_flags(process)
+    yield processes.bound(process, port)
 
 
 def of_database(path: Path) -> Iterator[Finding]:
