@@ -27,8 +27,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
-    logs.configure("server", run=str(context.run_id))
     with spoken():
+        logs.configure("server", run=str(context.run_id))
         config = read_config(context.run_config)
         bound_retries(grid)
         deployed = authority()
