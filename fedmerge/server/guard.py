@@ -27,6 +27,7 @@ from fedmerge.server.reading import (
     finite_norm,
     metrics_of,
     numbers_of,
+    refusal_code,
     statistic_of,
     subtract,
 )
@@ -207,8 +208,8 @@ class Guard:
             check_proven(reply.content)  # who forges a reply does not use up the silo's own
         if message in self._settled:
             raise Refused("reply/duplicate", "a second reply to the same message")
-        if reply.has_error():  # nobody signs those, and so they don't either
-            raise Refused(f"flower/{reply.error.code}", error_of(reply, reveal=self.reveal))
+        if reply.has_error():  # nobody signs those, and so they don't use up the message
+            raise Refused(refusal_code(reply), error_of(reply, reveal=self.reveal))
         self._settled.add(message)
         return reply.content
 

@@ -20,6 +20,15 @@ MOST_EXAMPLES = 10**12
 LARGEST_METRIC = 1e100
 """Sums of smaller numbers are finite, however many silos there are."""
 
+UNREADABLE, OVERSIZED, FOREIGN = 1001, 1002, 1003
+"""Error codes of our own, of replies that could not be put together (pulling.py)."""
+
+OURS = {
+    UNREADABLE: ("reply/broken", "it can't be read"),
+    OVERSIZED: ("reply/too-large", "it is larger than any answer to what was asked"),
+    FOREIGN: ("reply/forged", "it says that it answers another message"),
+}
+
 ERROR_CODES = {
     0: "unknown error",
     1: "the ClientApp could not be loaded",
@@ -36,9 +45,16 @@ ERROR_CODES = {
 
 def error_of(reply: Message, *, reveal: bool = False) -> str:
     """Flower's error in words; `reveal` adds the text that came with it, which may quote private things."""
+    if reply.error.code in OURS:
+        return OURS[reply.error.code][1]
     said = f"Flower error {reply.error.code}, {ERROR_CODES.get(reply.error.code, 'unknown error')}"
     text = " ".join((reply.error.reason or "").split())[-300:] if reveal else ""
     return f"{said}: {text}" if text else said
+
+
+def refusal_code(reply: Message) -> str:
+    """The short code of an error: one of ours, or "flower/" and Flower's number."""
+    return OURS[reply.error.code][0] if reply.error.code in OURS else f"flower/{reply.error.code}"
 
 
 def read_scores(reply: Message) -> dict[str, float]:
@@ -48,9 +64,7 @@ def read_scores(reply: Message) -> dict[str, float]:
         WireError: the node failed, or its numbers are none.
     """
     if reply.has_error():
-        raise WireError(
-            f"Flower error {reply.error.code}, {ERROR_CODES.get(reply.error.code, 'unknown error')}"
-        )
+        raise WireError(error_of(reply))
     sender = read_sender(reply.content)
     if sender.failure:
         raise WireError(sender.complaint)

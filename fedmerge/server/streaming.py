@@ -15,6 +15,8 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedmerge.server.pulling import Awaited, pull
+
 logger = logging.getLogger(__name__)
 
 _SHORTEST_SECONDS = 0.005
@@ -91,20 +93,24 @@ class StreamingGrid(Grid):
         """
         outgoing = list(messages)
         pushed = list(self.grid.push_messages(outgoing)) if outgoing else []
-        waiting = [message_id for message_id in pushed if message_id]
+        waiting = {
+            message_id: Awaited.of(message, message_id)
+            for message, message_id in zip(outgoing, pushed, strict=True)
+            if message_id
+        }
         if len(waiting) < len(outgoing):
             logger.warning("%d of %d messages could not be sent", len(outgoing) - len(waiting), len(outgoing))
         end = None if timeout is None else time.monotonic() + timeout
-        return self._replies(dict.fromkeys(waiting), end)
+        return self._replies(waiting, end)
 
-    def _replies(self, waiting: dict[str, None], end: float | None) -> Iterator[Message]:
+    def _replies(self, waiting: dict[str, Awaited], end: float | None) -> Iterator[Message]:
         """Look for each reply in turn until all are there, or until one whole look after `end`."""
         pause = _SHORTEST_SECONDS
         while waiting:
             last = end is not None and time.monotonic() >= end
             came = False
             for message_id in list(waiting):
-                for reply in self.grid.pull_messages([message_id]):
+                for reply in pull(self.grid, waiting[message_id]):
                     waiting.pop(message_id, None)
                     came = True
                     yield reply
