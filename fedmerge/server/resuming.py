@@ -58,6 +58,12 @@ def go_on(strategy: MergeStrategy, grid: Grid, saved: Saved, rounds: int, timeou
         strategy.aggregate_evaluate(number, grid.send_and_receive(messages, timeout=timeout))
 
 
+def tidy_up(folder: RunFolder, rounds: int, *, recorded: bool) -> None:
+    """Remove what a finished run needs no longer: the last round's replies, unless they are recorded."""
+    folder.sweep()
+    folder.forget_replies(rounds, recorded=recorded)
+
+
 def _clear(place: Path, number: int, saved: Saved) -> None:
     """Make room for a round that is not closed, unless what it merges is there."""
     closed, next_one = (place / STATE).exists(), number == saved.round + 1

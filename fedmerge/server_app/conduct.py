@@ -18,7 +18,7 @@ from fedmerge.config import Config
 from fedmerge.server.counterfactuals import Scorer
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.observer import Observer, Several, Silent
-from fedmerge.server.resuming import go_on, take_up
+from fedmerge.server.resuming import go_on, take_up, tidy_up
 from fedmerge.server.saved import Saved
 from fedmerge.server.strategy import MergeStrategy
 from fedmerge.server_app import outcome, resumption
@@ -63,6 +63,7 @@ def conduct(
     folder = RunFolder(config.folder, config.flat)
     try:
         if config.run.resume == "auto" and (result := resumption.finished(folder.path)) is not None:
+            tidy_up(folder, config.run.rounds, recorded=config.run.record)
             return result
         with clock.phase("setup"):
             run = _prepare(config, grid, folder, observer or Silent(), scoring)
@@ -167,7 +168,7 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
     result = ended.result(errands.traffic, clock.seconds) | written | resumption.seal(written["adapter"])
     run.observer.finished(result)
-    run.folder.forget_replies(rounds, recorded=run.config.run.record)
+    tidy_up(run.folder, rounds, recorded=run.config.run.record)
     return result
 
 

@@ -89,7 +89,8 @@ def same_run(saved: Saved, config: Config, silos: Muster) -> Muster:
         CheckpointError: another base, other versions, another machine, or in a simulation other silos: to go
             on would give another adapter than the run that was interrupted.
     """
-    _check_environment(saved.begun["environment"], outcome.environment(config, silos))
+    began, now = saved.begun["environment"], outcome.environment(config, silos)
+    _check_environment(began, now, shared=silos.roster.shared)
     _check_silos(saved, silos)
     roster = Roster(_cards(saved), silos.roster.homes, silos.roster.shared, silos.roster.fingerprint)
     return dataclasses.replace(silos, roster=roster, labels=tuple(saved.begun["labels"]))
@@ -132,7 +133,7 @@ def _cards(saved: Saved) -> tuple[Card, ...]:
     return tuple(Card.from_json(card) for card in saved.begun["silos"])
 
 
-def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any], *, shared: bool) -> None:
     """Refuse another base, and what may give other bits; say what else is different."""
     if then["fingerprint"] != now["fingerprint"]:
         raise CheckpointError(
@@ -140,7 +141,9 @@ def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"{now['fingerprint'][:16]} now; {_REMEDY}"
         )
     versions = [environment.get("versions", {}) for environment in (then, now)]
+    trains = [{"silos on": _devices(environment)} for environment in (then, now)]
     decisive = _different(then, now, _MACHINE) + _different(*versions, DECISIVE)
+    decisive += _different(*trains, ["silos on"] * shared)  # in a deployment they are their own masters
     if decisive:
         raise CheckpointError(f"the run began with {', '.join(decisive)}: bits may depend on it; {_REMEDY}")
     others = sorted({*versions[0], *versions[1]} - {*DECISIVE})
@@ -169,6 +172,11 @@ def _check_silos(saved: Saved, silos: Muster) -> None:
             logger.warning("silo %r takes part in the run, and has not answered yet", name)
         else:
             logger.warning("silo %r has other rows than when the run began", name)
+
+
+def _devices(environment: Mapping[str, Any]) -> str:
+    """What the nodes compute on."""
+    return ", ".join(sorted({str(node["device"]) for node in environment["nodes"].values()}))
 
 
 def _different(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
