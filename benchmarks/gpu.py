@@ -41,6 +41,8 @@ RULES = {
     "dare": f"dare(density={DENSITY})",
     "dare_ties": f"dare_ties(density={DENSITY})",
 }
+PEERS = {"ties": "ties", "dare": "dare_linear", "dare_ties": "dare_ties"}
+PARTS = ("kernels", "host", "product")
 TARGETS = {"ties": ("times its floor", 2.0), "host": ("s", 1.0), "product": ("s", 0.1)}
 
 
@@ -167,7 +169,25 @@ class Bench:
                 if not torch.equal(found.view(torch.int32), expected.view(torch.int32)):
                     raise SystemExit(f"{label}, {names[place]}: not the bits of the stages on the CPU")
             floor = ((2 if plan.keep else 1) * read + read / CLIENTS) / self.bandwidth
-            yield row("kernels", label, self.seconds(merge), floor=floor, target=label)
+            ours = row("kernels", label, self.seconds(merge), floor=floor, target=label)
+            yield ours
+            if label in PEERS and self.cuda:
+                yield self.peer(label, values, weights, statistics.median(ours["seconds"]))
+
+    def peer(self, label: str, values: Any, weights: Any, ours: float) -> dict[str, Any]:
+        """PEFT's own function on the same tensors on the same device, tensor by tensor as PEFT calls it."""
+        from peft.utils import merge_utils
+
+        function, knobs = getattr(merge_utils, PEERS[label]), {"density": DENSITY}
+        shares = weights.to(self.device, self.torch.float32)
+
+        def merge() -> None:
+            for clients in values:
+                function(clients, shares, **knobs)
+
+        spent = self.seconds(merge, warm=1)
+        told = f"ours is {statistics.median(spent) / ours:.0f} x as fast"
+        return row("peer", f"PEFT's {PEERS[label]}", spent, told=told)
 
     def host(self) -> Iterator[dict[str, Any]]:
         """Many adapters out of the host's memory."""
@@ -273,6 +293,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--interpret", action="store_true", help="Triton's interpreter, without a GPU")
     parser.add_argument("--small", action="store_true", help="next to nothing: does it run at all")
     parser.add_argument("--repeats", type=int, default=0)
+    parser.add_argument(
+        "--only", nargs="*", default=PARTS, choices=PARTS, metavar="PART", help="of " + ", ".join(PARTS)
+    )
     parser.add_argument("--json", type=Path, help="where to write every measurement")
     return parser.parse_args()
 
@@ -297,7 +320,7 @@ def main() -> None:
         + (", interpreted: the times mean nothing" if given.interpret else "")
     )
     found = []
-    for part in (bench.copies, bench.kernels, bench.host, bench.product):
+    for part in [bench.copies, *(getattr(bench, name) for name in given.only)]:
         for measured in part():
             found.append(measured)
             print(line(measured, judged=bench.cuda and not given.small), flush=True)

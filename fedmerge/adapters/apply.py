@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,6 +75,7 @@ class Source:
         stored: whether `values` only looks up what lies in memory.
         together: made on demand, but small enough for the values of all clients to lie side by side.
         statistics: what the clients measured of the tensor, asked as `values` is; for rules that need it.
+        rows: each client's values, flat, where they lie in memory: looked up at no cost.
     """
 
     name: str
@@ -83,15 +85,16 @@ class Source:
     stored: bool = False
     together: bool = False
     statistics: Mapping[str, Callable[[int, int, int], Tensor]] = field(default_factory=dict)
+    rows: Sequence[Tensor] = ()
 
-    @property
+    @cached_property
     def coordinates(self) -> int:
         """Number of values of one client."""
         return math.prod(self.shape)
 
     def whole(self, client: int) -> Tensor:
         """All values of one client, flat."""
-        return self.values(client, 0, self.coordinates)
+        return self.rows[client] if self.rows else self.values(client, 0, self.coordinates)
 
 
 def tensor_source(name: str, tensors: Sequence[Tensor]) -> Source:
@@ -99,7 +102,8 @@ def tensor_source(name: str, tensors: Sequence[Tensor]) -> Source:
     dtype = working_dtype(tensors[0].dtype)
     flat = [tensor.detach().reshape(-1) for tensor in tensors]
     shape = tuple(tensors[0].shape)
-    return Source(name, shape, dtype, lambda client, start, stop: flat[client][start:stop], stored=True)
+    values = lambda client, start, stop: flat[client][start:stop]  # noqa: E731
+    return Source(name, shape, dtype, values, stored=True, rows=flat)
 
 
 def apply_rule(rule: Rule, sources: Sequence[Source], context: Context) -> Iterator[tuple[Source, Tensor]]:
@@ -176,14 +180,14 @@ def _merge_group(rule: Rule, sources: Sequence[Source], context: Context) -> Ite
     if len(sources) == 1:
         yield sources[0], _merge_source(rule, sources[0], context).reshape(sources[0].shape)
     elif sources:
-        merged = _merge_source(rule, _concatenated(sources), context)
+        merged = _merge_source(rule, _concatenated(sources, context.device), context)
         parts = torch.split(merged, [source.coordinates for source in sources])
         for source, part in zip(sources, parts, strict=True):
             # A copy: tensors that share memory can't be saved, and one would keep all of them alive.
             yield source, part.to(source.dtype, copy=True).reshape(source.shape)
 
 
-def _concatenated(sources: Sequence[Source]) -> Source:
+def _concatenated(sources: Sequence[Source], device: torch.device) -> Source:
     """All coordinates of the adapter as one long tensor, in the order of the sources."""
     dtype = torch.float64 if any(source.dtype == torch.float64 for source in sources) else torch.float32
     total = sum(source.coordinates for source in sources)
@@ -194,7 +198,9 @@ def _concatenated(sources: Sequence[Source]) -> Source:
             for source, look_up in zip(sources, look_ups, strict=True):
                 low, high = max(start - first, 0), min(stop - first, source.coordinates)
                 if low < high:
-                    parts.append(look_up(client, low, high).to(dtype))
+                    parts.append(
+                        look_up(client, low, high).to(device, dtype)
+                    )  # products are made there, heads lie here
                 first += source.coordinates
             return torch.cat(parts)
 
@@ -225,7 +231,7 @@ def _merge_source(rule: Rule, source: Source, context: Context) -> Tensor:
         values = source.values(client, start, stop).to(context.device)
         return values.where(masks[client][start:stop], 0.0)
 
-    return _merge_tiles(rest, replace(source, values=trimmed), context, width)
+    return _merge_tiles(rest, replace(source, values=trimmed, rows=()), context, width)
 
 
 def _merge_tiles(rule: Rule, source: Source, context: Context, width: int) -> Tensor:

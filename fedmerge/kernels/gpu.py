@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fedmerge.kernels.gpu_select import thresholds
-from fedmerge.kernels.gpu_table import BLOCK, KINDS, address, table_of
+from fedmerge.kernels.gpu_table import BLOCK, KINDS, WARPS, address, table_of
 from fedmerge.kernels.plan import Fused
 
 
@@ -62,30 +62,37 @@ def _launch(
     filled: Sequence[int],
 ) -> None:
     """Merge those tensors that have values."""
-    table = table_of([values[place] for place in filled])
-    device, clients = table.device, table.addresses.shape[1]
     counted = torch.ones_like(weights) if plan.equal else weights
-    streams = np.zeros((1, 2), np.int64) if keys is None else keys[list(filled)]
+    table, (targets, shares, factors, streams, limit, density) = table_of(
+        [values[place] for place in filled],
+        beside=[
+            np.array([outputs[place].data_ptr() for place in filled], np.int64),
+            counted.cpu().double().numpy(),
+            np.array(plan.factors(counted), np.float64),
+            np.zeros((1, 2), np.int64) if keys is None else keys[list(filled)],
+            np.array([drop_limit(plan.drop)], np.int64),
+            np.array([plan.drop or 1.0], np.float64),
+        ],
+    )
     trimmed = None if plan.keep is None else thresholds(table, plan.keep)
-    nothing = torch.zeros(1, dtype=torch.int64, device=device)
-    targets = torch.tensor([outputs[place].data_ptr() for place in filled], device=device)
     _merge[(table.blocks,)](
         *table.arguments,
         targets,
-        clients,
-        counted.to(device, torch.float64),
-        torch.tensor(plan.factors(counted), dtype=torch.float64, device=device),
-        nothing if trimmed is None else trimmed.bits,
-        nothing if trimmed is None else trimmed.last,
-        torch.from_numpy(np.ascontiguousarray(streams)).to(device),
-        torch.tensor([drop_limit(plan.drop)], device=device),
-        torch.tensor([plan.drop or 1.0], dtype=torch.float64, device=device),
+        table.shape[1],
+        shares,
+        factors,
+        limit if trimmed is None else trimmed.bits,
+        limit if trimmed is None else trimmed.last,
+        streams,
+        limit,
+        density,
         scales=len(plan.scales),
         trims=trimmed is not None,
         drops=plan.drop is not None,
         elects=plan.elect,
         kind=table.kind,
         block=BLOCK,
+        num_warps=WARPS,
         enable_fp_fusion=False,
     )
 

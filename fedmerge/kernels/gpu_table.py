@@ -1,4 +1,8 @@
-"""Triton: how kernels reach many tensors without a copy. A table of addresses, and one of blocks."""
+"""Triton: how kernels reach many tensors without a copy. A table of addresses, and one of blocks.
+
+What a launch needs of the host goes to the device in one copy: a copy costs tens of microseconds however
+small it is, and an adapter is merged in less than a millisecond.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
+WARPS = BLOCK // 256
+"""Eight values a thread."""
 
 KINDS: dict[torch.dtype, Any] = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
+
+_ALIGNED = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +38,9 @@ class Table:
         sizes: int64 `(tensors, clients)`.
         owners: the tensor of each block, int32 `(blocks,)`.
         starts: its first coordinate, int64 `(blocks,)`.
-        host_sizes: coordinates of each tensor, at most.
-        kind: Triton's type of the values.
-        device: where all this lies.
+        host_addresses: the addresses on the host.
+        host_sizes: the sizes on the host.
+        dtype: of the values.
         held: what the addresses point into, kept alive.
     """
 
@@ -39,36 +48,25 @@ class Table:
     sizes: Tensor
     owners: Tensor
     starts: Tensor
-    host_sizes: Sequence[int]
-    kind: Any
-    device: torch.device
+    host_addresses: np.ndarray
+    host_sizes: np.ndarray
+    dtype: torch.dtype
     held: tuple[Tensor, ...] = ()
 
-    @classmethod
-    def of(
-        cls,
-        addresses: Tensor,
-        sizes: Tensor,
-        host_sizes: Sequence[int],
-        kind: Any,
-        device: torch.device,
-        held: tuple[Tensor, ...] = (),
-    ) -> Table:
-        """Cut the tensors into blocks."""
-        counts = torch.tensor([-(-size // BLOCK) for size in host_sizes])
-        owners = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts)
-        firsts = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
-        starts = (torch.arange(len(owners)) - firsts.repeat_interleave(counts)) * BLOCK
-        return cls(
-            addresses,
-            sizes.contiguous(),
-            owners.to(device),
-            starts.to(device),
-            host_sizes,
-            kind,
-            device,
-            held,
-        )
+    @property
+    def kind(self) -> Any:
+        """Triton's type of the values."""
+        return KINDS[self.dtype]
+
+    @property
+    def device(self) -> torch.device:
+        """Where all this lies."""
+        return self.addresses.device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tensors, clients."""
+        return len(self.host_sizes), self.host_sizes.shape[1]
 
     @property
     def blocks(self) -> int:
@@ -81,13 +79,58 @@ class Table:
         return self.addresses, self.sizes, self.owners, self.starts
 
 
-def table_of(values: Sequence[Sequence[Tensor]]) -> Table:
-    """The table of flat, contiguous tensors of one dtype on one device; `(tensors, clients)`, none empty."""
-    device, clients = values[0][0].device, len(values[0])
-    sizes = [row[0].numel() for row in values]
-    addresses = torch.tensor([[tensor.data_ptr() for tensor in row] for row in values], device=device)
-    per_client = torch.tensor(sizes, device=device)[:, None].repeat(1, clients)
-    return Table.of(addresses, per_client, sizes, KINDS[values[0][0].dtype], device)
+def table_of(
+    values: Sequence[Sequence[Tensor]], beside: Sequence[np.ndarray] = ()
+) -> tuple[Table, list[Tensor]]:
+    """The table of flat, contiguous tensors of one dtype on one device; `(tensors, clients)`, none empty.
+
+    Args:
+        values: for each tensor, each client's.
+        beside: arrays that are to go to the device in the same copy.
+
+    Returns:
+        The table, and the arrays on the device.
+    """
+    first, clients = values[0][0], len(values[0])
+    pointers = (tensor.data_ptr() for row in values for tensor in row)
+    addresses = np.fromiter(pointers, np.int64, len(values) * clients).reshape(-1, clients)
+    sizes = np.fromiter((row[0].numel() for row in values), np.int64, len(values))
+    return laid_out(addresses, sizes[:, None].repeat(clients, 1), first.dtype, first.device, beside)
+
+
+def laid_out(
+    addresses: np.ndarray,
+    sizes: np.ndarray,
+    dtype: torch.dtype,
+    device: torch.device,
+    beside: Sequence[np.ndarray] = (),
+    held: tuple[Tensor, ...] = (),
+) -> tuple[Table, list[Tensor]]:
+    """Cut tensors into blocks, as many as the longest of a tensor's clients needs."""
+    counts = -(-sizes.max(axis=1) // BLOCK)
+    owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    firsts = np.cumsum(counts) - counts
+    starts = (np.arange(len(owners)) - np.repeat(firsts, counts)) * BLOCK
+    there = on_device([addresses, sizes, owners, starts, *beside], device)
+    return Table(*there[:4], addresses, sizes, dtype, held), there[4:]
+
+
+def on_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Arrays as tensors on a device, by one copy."""
+    flat = [np.ascontiguousarray(array) for array in arrays]
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in flat]
+    ends = np.cumsum([-(-array.nbytes // _ALIGNED) * _ALIGNED for array in flat]).tolist()
+    spans = [slice(start, start + array.nbytes) for array, start in zip(flat, [0, *ends], strict=False)]
+    buffer = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True)
+    into = buffer.numpy()
+    for array, span in zip(flat, spans, strict=True):
+        into[span] = array.reshape(-1).view(np.uint8)
+    there = buffer.to(device, non_blocking=True)
+    return [
+        there[span].view(torch.from_numpy(array).dtype).reshape(array.shape)
+        for array, span in zip(flat, spans, strict=True)
+    ]
 
 
 @triton.jit
@@ -97,9 +140,6 @@ def address(addresses, segment, kind: tl.constexpr):
 
 
 @triton.jit
-def magnitudes(values, index, inside, kind: tl.constexpr):
-    """The bits of values without their sign, as of float32; what was gathered is already that."""
-    loaded = tl.load(values + index, mask=inside, other=0)
-    if kind == tl.int32:
-        return loaded
-    return loaded.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+def magnitudes(values):
+    """The bits of values without their sign, as of float32."""
+    return values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF

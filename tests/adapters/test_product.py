@@ -109,6 +109,7 @@ def test_kernels_and_stages_give_the_same_bits(make, same_bits, monkeypatch, rul
     """On dense updates too, side by side for a kernel, or by tiles where they are too large for that."""
     received, deltas = round_of(make, dtype=torch.float32)
     knobs = {"received": received, "space": "product()", "rule": rule, "names": ["a", "b", "c"]}
+    knobs["device"] = "cpu"
     plain = merge(deltas, WEIGHTS, kernel="plain", **knobs)
     fused = merge(deltas, WEIGHTS, kernel="numba", **knobs)
     assert (plain.report.kernel, fused.report.kernel) == ("plain", "numba")

@@ -30,19 +30,27 @@ def variants() -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
         "targets": "*i64", "clients": "i32", "weights": "*fp64", "factors": "*fp64", "bits": "*i32",
         "last": "*i64", "keys": "*i64", "limit": "*i64", "density": "*fp64",
     }  # fmt: skip
-    prefix = {"clients": "i32", "prefix": "*i32"}
     found: list[tuple[Any, dict[str, str], dict[str, Any]]] = []
     for kind in (tl.float32, tl.bfloat16, tl.float16):
         for trims, drops, elects in [(0, 0, 0), (1, 0, 1), (0, 1, 0), (0, 1, 1)]:
             flags = {"scales": 1, "trims": bool(trims), "drops": bool(drops), "elects": bool(elects)}
             found.append((gpu._merge, TABLE | merge, {**flags, "kind": kind, **BLOCK}))
-    for kind in (tl.float32, tl.bfloat16, tl.float16, tl.int32):
-        histogram = TABLE | prefix | {"found": "*i32", "shift": "i32", "width": "i32"}
+    segments = {"addresses": "*i64", "sizes": "*i64", "clients": "i32"}
+    for kind in (tl.float32, tl.bfloat16, tl.float16):
+        sample = segments | {"samples": "*i32"}
+        found.append((gpu_select._sample, sample, {"kind": kind, "count": gpu_select.SAMPLE}))
+        gather = TABLE | {"clients": "i32", "low": "*i32", "high": "*i32", "places": "*i64", "rooms": "*i64"}
+        gather |= {"above": "*i32", "cursor": "*i32"}
+        found.append((gpu_select._gather, gather, {"kind": kind, **BLOCK}))
+        histogram = TABLE | {
+            "clients": "i32",
+            "prefix": "*i32",
+            "found": "*i32",
+            "shift": "i32",
+            "width": "i32",
+        }
         found.append((gpu_select._histogram, histogram, {"kind": kind, "digits": gpu_select.DIGITS, **BLOCK}))
-        gather = TABLE | prefix | {"targets": "*i64", "cursor": "*i32"}
-        found.append((gpu_select._gather, gather, {"shift": 20, "kind": kind, **BLOCK}))
-        last = {"addresses": "*i64", "sizes": "*i64", "clients": "i32", "prefix": "*i32", "wanted": "*i64"}
-        last |= {"equal": "*i64", "last": "*i64"}
+        last = segments | {"prefix": "*i32", "wanted": "*i64", "equal": "*i64", "last": "*i64"}
         found.append((gpu_select._last, last, {"kind": kind, **BLOCK}))
     choose = {"found": "*i32", "wanted": "*i64", "prefix": "*i32", "equal": "*i64", "clients": "i32"}
     found.append((gpu_select._choose, {**choose, "shift": "i32"}, {"digits": gpu_select.DIGITS}))

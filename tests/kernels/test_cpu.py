@@ -119,8 +119,8 @@ def adapters(dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_merge_with_a_kernel_equals_merge_without(rule, dtype):
     deltas, names = adapters(dtype), list("abcde")
-    one = fedmerge.merge(deltas, [3, 1, 4, 1, 5], rule=rule, names=names, kernel="numba")
-    two = fedmerge.merge(deltas, [3, 1, 4, 1, 5], rule=rule, names=names, kernel="plain")
+    one = fedmerge.merge(deltas, [3, 1, 4, 1, 5], rule=rule, names=names, kernel="numba", device="cpu")
+    two = fedmerge.merge(deltas, [3, 1, 4, 1, 5], rule=rule, names=names, kernel="plain", device="cpu")
     assert (one.report.kernel, two.report.kernel) == ("numba", "plain")
     assert all(torch.equal(one.adapter.tensors[name], two.adapter.tensors[name]) for name in deltas[0])
 
@@ -128,7 +128,7 @@ def test_merge_with_a_kernel_equals_merge_without(rule, dtype):
 def test_views_and_columns_are_merged_as_they_look():
     wide = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0))
     deltas = [{"x": table.T, "y": table[:, ::2], "z": table[3:5]} for table in wide]
-    one = fedmerge.merge(deltas, rule="ties(density=0.3)", kernel="numba")
+    one = fedmerge.merge(deltas, rule="ties(density=0.3)", kernel="numba", device="cpu")
     two = fedmerge.merge(
         [{k: v.clone() for k, v in d.items()} for d in deltas], rule="ties(density=0.3)", kernel="plain"
     )
@@ -140,7 +140,7 @@ def test_float64_tensors_go_the_plain_way_beside_the_kernel():
         {"x": torch.full((3,), float(n)), "y": torch.full((3,), n + 1e-12, dtype=torch.float64)}
         for n in range(3)
     ]
-    merged_ones = fedmerge.merge(deltas, rule="fedavg()", kernel="numba")
+    merged_ones = fedmerge.merge(deltas, rule="fedavg()", kernel="numba", device="cpu")
     assert merged_ones.adapter.tensors["y"].tolist() == pytest.approx([1 + 1e-12] * 3, rel=1e-15)
     assert merged_ones.adapter.tensors["x"].tolist() == [1.0] * 3
 
@@ -152,14 +152,14 @@ def test_whatever_the_kernel_a_bad_value_is_told_by_name(kernel, rule, bad):
     deltas = adapters()
     deltas[3]["b"][7, 7] = bad
     with pytest.raises(AdapterMismatch, match=r"silo 'd': 'b' holds \d NaN and \d Inf among its 4800"):
-        fedmerge.merge(deltas, rule=rule, names=list("abcde"), kernel=kernel)
+        fedmerge.merge(deltas, rule=rule, names=list("abcde"), kernel=kernel, device="cpu")
 
 
 def test_a_kernel_that_there_is_not_is_refused():
     with pytest.raises(RuleError, match="kernel='numba': there is none for median"):
-        fedmerge.merge(adapters(), rule="median()", kernel="numba")
+        fedmerge.merge(adapters(), rule="median()", kernel="numba", device="cpu")
     with pytest.raises(RuleError, match="there is none for fedavg"):
-        fedmerge.merge(adapters(torch.float64), rule="fedavg()", kernel="numba")
+        fedmerge.merge(adapters(torch.float64), rule="fedavg()", kernel="numba", device="cpu")
 
 
 SMALL = "import fedmerge, torch, sys; d=[{'x': torch.ones(9)}]*2; "
@@ -185,7 +185,7 @@ def test_small_merges_do_not_load_numba():
 
 
 MERGE = SMALL + (
-    "m = fedmerge.merge(d, rule='ties(density=0.5)', kernel='numba'); "
+    "m = fedmerge.merge(d, rule='ties(density=0.5)', kernel='numba', device='cpu'); "
     "print(m.adapter.tensors['x'].sum().item(), fedmerge.__file__)"
 )
 

@@ -55,16 +55,23 @@ def test_selection_is_exact(kind, clients):
     assert same_bits(merged(rule, tensors, weights), plain(rule, tensors, weights))
 
 
-def test_a_digit_that_too_many_share_is_searched_in_the_values(monkeypatch):
-    values = 1 + torch.rand(2, 5000, generator=torch.Generator().manual_seed(0)) / 16
+@pytest.mark.parametrize("spoil", ["too many between", "sample misled", "none"])
+def test_a_segment_that_its_sample_does_not_bracket_is_searched_as_a_whole(monkeypatch, spoil):
+    """Beside others that it does; whatever the way, the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    odd, even = torch.randn(2, 20_000, generator=generator), torch.randn(2, 9000, generator=generator)
+    if spoil == "too many between":
+        odd[1] = 1 + torch.rand(20_000, generator=generator).round(decimals=1)
+    if spoil == "sample misled":  # just the entries that are looked at are large
+        odd[1, torch.arange(gpu_select.SAMPLE) * 20_000 // gpu_select.SAMPLE] = 9.0
     seen = []
     gathered = gpu_select._gathered
     monkeypatch.setattr(gpu_select, "_gathered", lambda *given: seen.append(gathered(*given)) or seen[-1])
     weights = torch.ones(2, dtype=torch.float64)
-    assert same_bits(
-        merged("ties(density=0.3)", [values], weights), plain("ties(density=0.3)", [values], weights)
-    )
-    assert seen == [None]
+    rule = "ties(density=0.3)"
+    assert same_bits(merged(rule, [odd, even], weights), plain(rule, [odd, even], weights))
+    whole = seen[0][0].host_sizes == [[20_000], [9000]]
+    assert whole.tolist() == [[False, spoil != "none"], [False, False]]
 
 
 def test_many_clients():
@@ -154,13 +161,15 @@ def test_every_kernel_compiles_for_a_hopper_chip():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kernels = json.loads(done.stdout)
-    assert {kernel["kernel"] for kernel in kernels} == {"_merge", "_histogram", "_choose", "_gather", "_last"}
+    names = {"_merge", "_histogram", "_choose", "_sample", "_gather", "_last"}
+    assert {kernel["kernel"] for kernel in kernels} == names
     for kernel in kernels:
         assert kernel["fused"] == kernel["inexact divisions"] == 0, kernel
         assert not kernel["stack"], kernel
         assert kernel["divisions"] > 0 or kernel["kernel"] != "_merge"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs it in earnest")
 def test_the_benchmark_runs_without_a_gpu(tmp_path, project_root):
     command = [sys.executable, str(project_root / "benchmarks" / "gpu.py"), "--interpret", "--small"]
     command += ["--json", str(tmp_path / "out.json")]
