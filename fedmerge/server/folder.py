@@ -7,8 +7,8 @@
     metrics.jsonl        one line a round
     events.jsonl         every observer event, one line each
     rounds/0000/         broadcast.safetensors and state.json: the initial adapter
-    rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors; until it is closed or for good:
-                         deltas/<silo>.safetensors, statistics/<silo>.fisher.safetensors, replies.json
+    rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors; until it is closed, or for
+                         good: deltas/<silo>.safetensors, statistics/<silo>.fisher.safetensors, replies.json
     rounds/0003.damaged/ what a resumed run found to be so, and did not use
     adapter/             the final adapter in PEFT's format
     private/<silo>/      what silos keep to themselves, by round, and
@@ -240,10 +240,10 @@ class RunFolder:
         self._event("round_closed", report=report)
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        """Write the event, and then result.json: where that is, nothing is left to do but to tidy up."""
-        self._event("finished", result=result)
+        """Write result.json and the event."""
         with storage.writing(self.path):
             storage.write_json(self.path / "result.json", result)
+        self._event("finished", result=result)
 
     def _open_events(self) -> None:
         self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
@@ -58,8 +60,17 @@ def go_on(strategy: MergeStrategy, grid: Grid, saved: Saved, rounds: int, timeou
         strategy.aggregate_evaluate(number, grid.send_and_receive(messages, timeout=timeout))
 
 
-def tidy_up(folder: RunFolder, rounds: int, *, recorded: bool) -> None:
-    """Remove what a finished run needs no longer: the last round's replies, unless they are recorded."""
+def tidy_up(folder: RunFolder, result: Mapping[str, Any], rounds: int, *, recorded: bool) -> None:
+    """Remove what a finished run needs no longer: the last round's replies, unless they are recorded.
+
+    Args:
+        folder: of the run.
+        result: of the run, for the events, where they lack their end.
+        rounds: of the run.
+        recorded: whether its replies are.
+    """
+    with storage.writing(folder.path):
+        logbook.tell_end(folder.path, result)
     folder.sweep()
     folder.forget_replies(rounds, recorded=recorded)
 

@@ -63,7 +63,7 @@ def conduct(
     folder = RunFolder(config.folder, config.flat)
     try:
         if config.run.resume == "auto" and (result := resumption.finished(folder.path)) is not None:
-            tidy_up(folder, config.run.rounds, recorded=config.run.record)
+            tidy_up(folder, result, config.run.rounds, recorded=config.run.record)
             return result
         with clock.phase("setup"):
             run = _prepare(config, grid, folder, observer or Silent(), scoring)
@@ -168,7 +168,7 @@ def _conduct(run: _Run, clock: Clock) -> dict[str, Any]:
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
     result = ended.result(errands.traffic, clock.seconds) | written | resumption.seal(written["adapter"])
     run.observer.finished(result)
-    tidy_up(run.folder, rounds, recorded=run.config.run.record)
+    tidy_up(run.folder, result, rounds, recorded=run.config.run.record)
     return result
 
 

@@ -116,7 +116,7 @@ _REMEDY = 'restore what it began with, or begin anew by run.resume = "never" or 
 def _seals(result: Mapping[str, Any]) -> bool:
     """Whether a result's adapter is the one that was written."""
     try:
-        return seal(str(result["adapter"]))["adapter_sha256"] == result["adapter_sha256"]
+        return seal(str(result["adapter"])) == {"adapter_sha256": result["adapter_sha256"]}
     except (KeyError, OSError):
         return False
 
@@ -140,14 +140,16 @@ def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any], *, share
             f"the run began on the base with the fingerprint {then['fingerprint'][:16]}, and base.model is "
             f"{now['fingerprint'][:16]} now; {_REMEDY}"
         )
-    versions = [environment.get("versions", {}) for environment in (then, now)]
-    trains = [{"silos on": _devices(environment)} for environment in (then, now)]
-    decisive = _different(then, now, _MACHINE) + _different(*versions, DECISIVE)
-    decisive += _different(*trains, ["silos on"] * shared)  # in a deployment they are their own masters
+    was, is_now = (environment.get("versions", {}) for environment in (then, now))
+    trained, trains = ({"silos on": _devices(environment)} for environment in (then, now))
+    decisive = _different(then, now, _MACHINE) + _different(was, is_now, DECISIVE)
+    decisive += _different(
+        trained, trains, ["silos on"] * shared
+    )  # in a deployment they are their own masters
     if decisive:
         raise CheckpointError(f"the run began with {', '.join(decisive)}: bits may depend on it; {_REMEDY}")
-    others = sorted({*versions[0], *versions[1]} - {*DECISIVE})
-    for said in _different(then, now, ("python", "system")) + _different(*versions, others):
+    others = sorted({*was, *is_now} - {*DECISIVE})
+    for said in _different(then, now, ("python", "system")) + _different(was, is_now, others):
         logger.warning("the run began with %s", said)
 
 
