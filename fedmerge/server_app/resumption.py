@@ -88,7 +88,8 @@ def same_run(saved: Saved, config: Config, silos: Muster) -> Muster:
         CheckpointError: another base, other versions, another machine, or in a simulation other silos: to go
             on would give another adapter than the run that was interrupted.
     """
-    _check_environment(saved.begun["environment"], outcome.environment(config, silos))
+    began, now = saved.begun["environment"], outcome.environment(config, silos)
+    _check_environment(began, now, shared=silos.roster.shared)
     _check_silos(saved, silos)
     roster = dataclasses.replace(silos.roster, cards=_cards(saved))
     return dataclasses.replace(silos, roster=roster, labels=tuple(saved.begun["labels"]))
@@ -114,7 +115,7 @@ _REMEDY = 'restore what it began with, or begin anew by run.resume = "never" or 
 def _seals(result: Mapping[str, Any]) -> bool:
     """Whether a result's adapter is the one that was written."""
     try:
-        return seal(str(result["adapter"]))["adapter_sha256"] == result["adapter_sha256"]
+        return seal(str(result["adapter"])) == {"adapter_sha256": result["adapter_sha256"]}
     except (KeyError, OSError):
         return False
 
@@ -131,19 +132,23 @@ def _cards(saved: Saved) -> tuple[Card, ...]:
     return tuple(Card.from_json(card) for card in saved.begun["silos"])
 
 
-def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any], *, shared: bool) -> None:
     """Refuse another base, and what may give other bits; say what else is different."""
     if then["fingerprint"] != now["fingerprint"]:
         raise CheckpointError(
             f"the run began on the base with the fingerprint {then['fingerprint'][:16]}, and base.model is "
             f"{now['fingerprint'][:16]} now; {_REMEDY}"
         )
-    versions = [environment.get("versions", {}) for environment in (then, now)]
-    decisive = _different(then, now, _MACHINE) + _different(*versions, DECISIVE)
+    was, is_now = (environment.get("versions", {}) for environment in (then, now))
+    trained, trains = ({"silos on": _devices(environment)} for environment in (then, now))
+    decisive = _different(then, now, _MACHINE) + _different(was, is_now, DECISIVE)
+    decisive += _different(
+        trained, trains, ["silos on"] * shared
+    )  # in a deployment they are their own masters
     if decisive:
         raise CheckpointError(f"the run began with {', '.join(decisive)}: bits may depend on it; {_REMEDY}")
-    others = sorted({*versions[0], *versions[1]} - {*DECISIVE})
-    for said in _different(then, now, ("python", "system")) + _different(*versions, others):
+    others = sorted({*was, *is_now} - {*DECISIVE})
+    for said in _different(then, now, ("python", "system")) + _different(was, is_now, others):
         logger.warning("the run began with %s", said)
 
 
@@ -168,6 +173,11 @@ def _check_silos(saved: Saved, silos: Muster) -> None:
             logger.warning("silo %r takes part in the run, and has not answered yet", name)
         else:
             logger.warning("silo %r has other rows than when the run began", name)
+
+
+def _devices(environment: Mapping[str, Any]) -> str:
+    """What the nodes compute on."""
+    return ", ".join(sorted({str(node["device"]) for node in environment["nodes"].values()}))
 
 
 def _different(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:

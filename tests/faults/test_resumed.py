@@ -166,6 +166,23 @@ def test_a_silo_that_is_away_when_a_deployed_run_goes_on(tiny_base, tmp_path, ca
     assert [report["missing"] for report in result["rounds"]] == [[], [], ["c"], ["c"]]
 
 
+def test_a_deployed_run_killed_in_its_last_evaluation_asks_nobody_to_train(tiny_base, tmp_path):
+    """Its last replies are gone, and nothing needs them: shadows are scored in no deployment's end."""
+    flat = flat_of(tmp_path / "run", tiny_base, strategy__fraction=1.0)
+    silos = hospital(HOMES, [])
+
+    def answer(message: Message) -> Message:
+        if message.metadata.message_type == "evaluate":
+            raise KeyboardInterrupt
+        return silos(message)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(flat, answer=answer, nodes=HOMES)
+    orders: list[Any] = []
+    assert go(flat, answer=hospital(HOMES, orders), nodes=HOMES)["kept"]
+    assert not [order for order in orders if order.steps]
+
+
 @pytest.fixture
 def real(tiny_flat, tmp_path):
     """A run of real silos on a tiny base, in which they keep a part to themselves, or not."""
