@@ -21,6 +21,7 @@ from .live import Live, federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
+LOADED_BYTES = 350 * 2**20  # torch is imported, which happens after the message was taken
 A, B, C = "hospital-a", "hospital-b", "hospital-c"
 
 
@@ -44,8 +45,7 @@ def whole(live: Live) -> Path:
     with stopped(live, B):
         seen(live, folder, "round_closed", 2)
     seen(live, folder, "round_started", 3)
-    client = client_of(live, C)
-    client.kill()
+    working(live, C).kill()
     assert ended(live, run) == "finished:completed", live.tails()
     return folder
 
@@ -114,6 +114,13 @@ def client_of(live: Live, silo: str) -> psutil.Process:
     return found[0]
 
 
+def working(live: Live, silo: str) -> psutil.Process:
+    """The process of a silo's ClientApp when it works: Flower starts one that ends before that once more."""
+    client = client_of(live, silo)
+    live.wait_for(lambda: client.memory_info().rss > LOADED_BYTES, f"the ClientApp of {silo} works", 300)
+    return client
+
+
 @contextmanager
 def stopped(live: Live, silo: str) -> Iterator[None]:
     """Inside, whatever trains for a silo stands still; its SuperNode goes on to say that it is there."""
@@ -171,7 +178,7 @@ def test_a_node_that_is_killed_comes_back_and_gives_the_same_bytes(live: Live, w
     folder = live.folder(run)
     for round, first_seconds in ((1, 4.0), (2, 90.0)):
         seen(live, folder, "round_started", round)
-        client = client_of(live, C)
+        client = working(live, C)
         killed = time.time()
         live.kill(f"supernode/{C}")
         client.kill()
