@@ -88,15 +88,19 @@ def serve(kind: str, port: int, megabytes: int, silos: int, rounds: int) -> dict
     from flwr.serverapp.strategy import FedAvg
     from flwr.superlink.grid.http_grid import HttpGrid
 
-    import fedmerge.server_app  # noqa: F401 (what a ServerApp has loaded)
     from fedmerge.engine.identity import empty_run, server_identity
+    from fedmerge.server.heap import return_freed_memory
     from fedmerge.server.strategy import MergeStrategy
     from fedmerge.server.streaming import StreamingGrid
     from fedmerge.wire.records import to_record
 
+    if kind == "fedmerge":
+        import fedmerge.server_app  # noqa: F401 (what a ServerApp has loaded)
+    if kind != "flower":
+        return_freed_memory()
     grid: Any = HttpGrid(f"127.0.0.1:{port}", insecure=True, token="none")
     grid.set_run(empty_run(1))
-    if kind == "fedmerge":
+    if kind != "flower":
         grid = StreamingGrid(grid)
         strategy: Any = MergeStrategy(min_nodes=silos, evaluate=False, quorum=1.0, gate="off()")
     else:
@@ -140,7 +144,7 @@ def options() -> argparse.Namespace:
     reader.add_argument("--megabytes", type=int, default=100, help="of each silo's reply")
     reader.add_argument("--silos", type=int, default=3)
     reader.add_argument("--rounds", type=int, default=2)
-    reader.add_argument("--only", choices=("fedmerge", "flower"))
+    reader.add_argument("--only", choices=("fedmerge", "strategy", "flower"))
     reader.add_argument("--json", type=Path, help="where to write every measurement")
     reader.add_argument("--be", help=argparse.SUPPRESS)
     reader.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -153,11 +157,10 @@ def main() -> int:
     if given.be:
         print(json.dumps(serve(given.be, given.port, given.megabytes, given.silos, given.rounds)))
         return 0
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {given.silos} x {given.megabytes} MB, {given.rounds} rounds"
-    )
+    what = f"{given.silos} x {given.megabytes} MB, {given.rounds} rounds"
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {what}")
     found = []
-    for kind in [given.only] if given.only else ["fedmerge", "flower"]:
+    for kind in [given.only] if given.only else ["fedmerge", "strategy", "flower"]:
         row = measured(kind, given.megabytes, given.silos, given.rounds)
         found.append(row)
         print(

@@ -114,4 +114,10 @@ class _Joiner:
         if self.taken > self.most:
             raise Oversized(f"arrays of more than {self.most} bytes")
         data = b"".join(chunks[names[place]].data for place in places)
+        start = 0
+        for (
+            place
+        ) in places:  # chunks live until the whole reply is there: they look into the array from now on
+            chunks[names[place]].data = memoryview(data)[start : start + sizes[place]]
+            start += sizes[place]
         return Array(dtype=said["dtype"], shape=tuple(said["shape"]), stype=said["stype"], data=data)

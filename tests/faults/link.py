@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from flwr.app import Message
+from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectResponse
 from flwr.proto.runtime_pb2 import GetNodesResponse, PullAppMessagesResponse, PushAppMessagesResponse
@@ -72,7 +73,7 @@ class Link:
         for message_id in request.message_ids:
             reply = self._answer(*self.waiting.pop(message_id)) if message_id in self.waiting else None
             if reply is not None:
-                response.messages_list.append(message_to_proto(reply))
+                response.messages_list.append(message_to_proto(remove_content_from_message(reply)))
                 response.message_object_trees.append(get_object_tree(reply))
         return response
 
