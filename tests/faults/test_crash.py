@@ -14,8 +14,8 @@ from .crashing import Fork, changes_of, die_at, finish, flat_of, outcome
 pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
 
 INSTANTS = 100
-FEW_INSTANTS = 6
-EVERY = 23  # of the changes of the file system, in `make test`
+FEW_INSTANTS = 4
+EVERY = 41  # of the changes of the file system, in `make test`
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["replies-deleted", "record"])

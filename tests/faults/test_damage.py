@@ -25,6 +25,14 @@ pytestmark = pytest.mark.fault(38)
 Flat = dict[str, Any]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_flush():
+    """Nobody pulls the plug here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def place(tiny_base, tmp_path_factory) -> Path:
     """Below it: "whole", a run that nobody disturbed, and "open", one that ended in round 4."""

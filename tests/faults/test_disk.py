@@ -18,7 +18,7 @@ from .crashing import Fork, changes_of, finish, flat_of, outcome, run, serve
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
-EVERY = 31
+EVERY = 47
 
 
 @pytest.fixture(scope="module")
