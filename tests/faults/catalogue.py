@@ -25,8 +25,8 @@ FAULTS: dict[str, dict[int, Fault]] = {
         2: Fault("an infinite value, of either sign", REFUSED),
         3: Fault(
             "finite deltas whose sum is beyond float32",
-            "summed in float64 and rounded once; where the result itself is beyond its dtype the round fails, "
-            "the adapter before it intact",
+            "summed in float64 and rounded once; where the result itself is beyond its dtype the round "
+            "fails, the adapter before it intact",
         ),
         4: Fault(
             "a delta a million times too long",
@@ -52,7 +52,8 @@ FAULTS: dict[str, dict[int, Fault]] = {
         ),
         15: Fault(
             "another dtype",
-            "refused, unless `wire.encoding` declares the cast; the result has the broadcast's dtype in any order",
+            "refused, unless `wire.encoding` declares the cast; the result has the broadcast's dtype in any "
+            "order",
         ),
         16: Fault("bfloat16, which NumPy does not know", "travels bit for bit, both ways"),
     },
@@ -75,8 +76,8 @@ FAULTS: dict[str, dict[int, Fault]] = {
     "Weights": {
         22: Fault(
             "a weight of 0, below 0, NaN, infinite, 2^62, a list, a string, none",
-            "refused; a large one is capped by `strategy.weight-cap` and the roster. Where all are impossible "
-            "the round fails",
+            "refused; a large one is capped by `strategy.weight-cap` and the roster. Where all are "
+            "impossible the round fails",
         ),
     },
     "Protocol": {
@@ -131,8 +132,8 @@ FAULTS: dict[str, dict[int, Fault]] = {
         46: Fault("1, 2 or 100 silos, replies in any order", "the same bits"),
         47: Fault(
             "a GPU in the place of the CPU; its memory runs out in the merge",
-            "the bits of the CPU for elementwise rules, 1e-6 of the largest value for others; smaller pieces, "
-            "at last the CPU, with the same result",
+            "the bits of the CPU for elementwise rules, 1e-6 of the largest value for others; smaller "
+            "pieces, at last the CPU, with the same result",
         ),
         48: Fault("100 MB of random values from each of 3 silos", "the server's process stays below 1 GB"),
         49: Fault("500 rounds in one process", "memory, descriptors, threads and disk stay flat"),
