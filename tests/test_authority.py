@@ -6,8 +6,9 @@ from fedmerge.config import read_config
 from fedmerge.errors import ConfigError
 from fedmerge.server_app.authority import authority, read_authority, read_roster
 from fedmerge.wire.signatures import load_key, new_key, public_text
+from tests.seeded_keys import seeded_key
 
-KEYS = {silo: public_text(new_key()) for silo in ("a", "b")}
+KEYS = {silo: public_text(seeded_key(silo)) for silo in ("a", "b")}
 SERVER = 'federation = "heart-study"\nsigning-key = "signing.key"\nroster = "roster.toml"\nruns = "runs"\n'
 ROSTER = "".join(f'[silos.{silo}]\nkey = "{key}"\n' for silo, key in KEYS.items())
 

@@ -5,9 +5,10 @@ import pytest
 from fedmerge.deployment.doctor import trust
 from fedmerge.deployment.doctor.finding import CLOSED, NOTE, OPEN
 from fedmerge.deployment.installed_only import COMMANDS, REFUSED_COMMANDS
-from fedmerge.wire.signatures import new_key, public_text
+from fedmerge.wire.signatures import public_text
+from tests.seeded_keys import seeded_key
 
-KEYS = {name: new_key() for name in ("server", "a", "b")}
+KEYS = {name: seeded_key(name) for name in ("server", "a", "b")}
 ROSTER = "\n".join(
     f'[silos.{name}]\nkey = "{public_text(KEYS[name])}"\nmax-examples = 0\n' for name in ("a", "b")
 )
