@@ -41,6 +41,7 @@ RULES = {
     "dare": f"dare(density={DENSITY})",
     "dare_ties": f"dare_ties(density={DENSITY})",
 }
+PEERS = {"ties": "ties", "dare": "dare_linear", "dare_ties": "dare_ties"}
 PARTS = ("kernels", "host", "product")
 TARGETS = {"ties": ("times its floor", 2.0), "host": ("s", 1.0), "product": ("s", 0.1)}
 
@@ -168,7 +169,25 @@ class Bench:
                 if not torch.equal(found.view(torch.int32), expected.view(torch.int32)):
                     raise SystemExit(f"{label}, {names[place]}: not the bits of the stages on the CPU")
             floor = ((2 if plan.keep else 1) * read + read / CLIENTS) / self.bandwidth
-            yield row("kernels", label, self.seconds(merge), floor=floor, target=label)
+            ours = row("kernels", label, self.seconds(merge), floor=floor, target=label)
+            yield ours
+            if label in PEERS and self.cuda:
+                yield self.peer(label, values, weights, statistics.median(ours["seconds"]))
+
+    def peer(self, label: str, values: Any, weights: Any, ours: float) -> dict[str, Any]:
+        """PEFT's own function on the same tensors on the same device, tensor by tensor as PEFT calls it."""
+        from peft.utils import merge_utils
+
+        function, knobs = getattr(merge_utils, PEERS[label]), {"density": DENSITY}
+        shares = weights.to(self.device, self.torch.float32)
+
+        def merge() -> None:
+            for clients in values:
+                function(clients, shares, **knobs)
+
+        spent = self.seconds(merge, warm=1)
+        told = f"ours is {statistics.median(spent) / ours:.0f} x as fast"
+        return row("peer", f"PEFT's {PEERS[label]}", spent, told=told)
 
     def host(self) -> Iterator[dict[str, Any]]:
         """Many adapters out of the host's memory."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,6 +75,7 @@ class Source:
         stored: whether `values` only looks up what lies in memory.
         together: made on demand, but small enough for the values of all clients to lie side by side.
         statistics: what the clients measured of the tensor, asked as `values` is; for rules that need it.
+        rows: each client's values, flat, where they lie in memory: looked up at no cost.
     """
 
     name: str
@@ -83,15 +85,16 @@ class Source:
     stored: bool = False
     together: bool = False
     statistics: Mapping[str, Callable[[int, int, int], Tensor]] = field(default_factory=dict)
+    rows: Sequence[Tensor] = ()
 
-    @property
+    @cached_property
     def coordinates(self) -> int:
         """Number of values of one client."""
         return math.prod(self.shape)
 
     def whole(self, client: int) -> Tensor:
         """All values of one client, flat."""
-        return self.values(client, 0, self.coordinates)
+        return self.rows[client] if self.rows else self.values(client, 0, self.coordinates)
 
 
 def tensor_source(name: str, tensors: Sequence[Tensor]) -> Source:
@@ -99,7 +102,8 @@ def tensor_source(name: str, tensors: Sequence[Tensor]) -> Source:
     dtype = working_dtype(tensors[0].dtype)
     flat = [tensor.detach().reshape(-1) for tensor in tensors]
     shape = tuple(tensors[0].shape)
-    return Source(name, shape, dtype, lambda client, start, stop: flat[client][start:stop], stored=True)
+    values = lambda client, start, stop: flat[client][start:stop]  # noqa: E731
+    return Source(name, shape, dtype, values, stored=True, rows=flat)
 
 
 def apply_rule(rule: Rule, sources: Sequence[Source], context: Context) -> Iterator[tuple[Source, Tensor]]:
@@ -227,7 +231,7 @@ def _merge_source(rule: Rule, source: Source, context: Context) -> Tensor:
         values = source.values(client, start, stop).to(context.device)
         return values.where(masks[client][start:stop], 0.0)
 
-    return _merge_tiles(rest, replace(source, values=trimmed), context, width)
+    return _merge_tiles(rest, replace(source, values=trimmed, rows=()), context, width)
 
 
 def _merge_tiles(rule: Rule, source: Source, context: Context, width: int) -> Tensor:

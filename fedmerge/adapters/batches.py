@@ -20,6 +20,18 @@ LARGEST_BATCH = 1 << 30
 SMALLEST_TILE = 1 << 12
 """Coordinates; a device that has no room for so few has none at all."""
 
+_SAID = ("out of memory", "ALLOC_FAILED")
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether a device had no room: torch's error, or the words of a library below it (cuBLAS, cuSOLVER).
+
+    Example:
+        >>> lacks_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+        True
+    """
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _SAID)
+
 
 def in_batches(
     items: Sequence[Item],
@@ -71,7 +83,9 @@ def _tried(
     """The results of a batch, None where memory ran out; the error, and what it holds, is let go here."""
     try:
         return work(batch)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         return None
 
 
@@ -97,8 +111,8 @@ def in_tiles(coordinates: int, width: int, work: Callable[[int, int], None], *, 
         stop = min(start + width, coordinates)
         try:
             work(start, stop)
-        except torch.OutOfMemoryError:
-            if not divisible or stop - start <= SMALLEST_TILE:
+        except RuntimeError as error:
+            if not divisible or stop - start <= SMALLEST_TILE or not lacks_memory(error):
                 raise
             width = (stop - start) // 2
             continue

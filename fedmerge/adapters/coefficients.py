@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedmerge.adapters.batches import in_tiles
 from fedmerge.adapters.context import Context
 from fedmerge.adapters.grams import gram_of_values
 from fedmerge.errors import RuleError
@@ -128,11 +129,13 @@ def weighted_sum(source: Source, coefficients: Tensor, context: Context) -> Tens
     """
     merged = torch.empty(source.coordinates, dtype=source.dtype, device=context.device)
     counted = [(client, factor) for client, factor in enumerate(coefficients.tolist()) if factor]
-    for start in range(0, source.coordinates, TILE):
-        stop = min(start + TILE, source.coordinates)
+
+    def add_up(start: int, stop: int) -> None:
         total = torch.zeros(stop - start, dtype=torch.float64, device=context.device)
         for client, factor in counted:
             values = source.values(client, start, stop).to(context.device)
             total.add_(values.to(torch.float64, copy=True).mul_(factor))
         merged[start:stop] = round_once(total, source.dtype)
+
+    in_tiles(source.coordinates, TILE, add_up, divisible=True)
     return merged.reshape(source.shape)

@@ -21,6 +21,7 @@ from fedmerge.adapters.checks import (
 from fedmerge.adapters.context import Context
 from fedmerge.adapters.fused import KERNELS
 from fedmerge.adapters.identity import content_names
+from fedmerge.adapters.room import merge_with_room
 from fedmerge.adapters.spaces import Energy, Factors, Space, parse_space
 from fedmerge.adapters.statistics import Statistics, check_given, check_needs, check_statistics
 from fedmerge.errors import AdapterMismatch, RuleError, nearest
@@ -39,7 +40,7 @@ class MergeReport:
             given.
         weights: their raw weights.
         left_out: how many deltas of weight 0 were dropped.
-        device: "cpu", "cuda:0".
+        device: where it was computed, "cpu", "cuda:0"; the CPU, too, where the device had no room.
         kernel: what ran: "plain", or the kernels that took the place of the stages, "numba".
         discarded: by module, the share of the merged product's energy that the truncation left out, in [0,
             1].
@@ -111,7 +112,8 @@ def merge(
         names: the silos' names, which random masks depend on; None: names out of the contents.
         seed: of random masks.
         round: random masks differ from round to round.
-        device: "auto" is CUDA where there is any; the result is on the CPU.
+        device: "auto" is CUDA where there is any; the result is on the CPU. Where its memory runs out the
+            merge goes on in smaller pieces, at last on the CPU.
         kernel: "plain" for the composition of a rule's stages; "numba" or "triton" for a fused kernel; "auto"
             for the fastest there is. The bits are the same.
         finite: the caller has seen to it that no delta holds NaN or Inf, and that statistics can be what they
@@ -158,7 +160,7 @@ def merge(
         statistics=tuple(client.statistics for client in clients),
     )
     with torch.no_grad():
-        placed = space.merge(start, admitted, rule, context)
+        placed, context = merge_with_room(space, start, admitted, rule, context)
     if not are_finite(placed.adapter.tensors):
         for client in clients if told and not finite else ():
             check_finite(client.label, client.delta.tensors)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedmerge.adapters.batches import in_batches, lacks_memory
 from fedmerge.adapters.lowrank import SMALLEST_SQUARE, WORST_CONDITION, LowRank
 from fedmerge.adapters.updates import Updates
 
@@ -38,7 +39,7 @@ def weighted_together(
     rank: int,
     precision: Callable[[str], float],
 ) -> dict[str, Weighted]:
-    """Truncate many modules, those of one shape at once.
+    """Truncate many modules, those of one shape at once; fewer where the device has no room for all.
 
     Args:
         names: of the modules.
@@ -52,13 +53,14 @@ def weighted_together(
     """
     found: dict[str, Weighted] = {}
     for group in _groups(names, updates):
-        results = truncate_together(
-            list(group.values()),
-            [coefficients[name] for name in group],
-            rank,
-            [precision(name) for name in group],
-        )
+
+        def work(batch: Sequence[str], group: dict[str, Updates] = group) -> list[Weighted | None]:
+            modules, shares = [group[name] for name in batch], [coefficients[name] for name in batch]
+            return truncate_together(modules, shares, rank, [precision(name) for name in batch])
+
+        results = in_batches(list(group), lambda name: 0, 0.0, work)
         found |= {name: result for name, result in zip(group, results, strict=True) if result is not None}
+        del group, work  # or they would lie beside the next ones
     return found
 
 
@@ -66,13 +68,29 @@ def _groups(names: Iterable[str], updates: Callable[[str], Updates]) -> Iterator
     """Modules of one shape and the same ranks, so many that they fit."""
     open_groups: dict[object, dict[str, Updates]] = {}
     for name in names:
-        own = updates(name)
+        own = _made(updates, name)
+        if own is None:
+            while open_groups:  # what is open makes room
+                yield open_groups.popitem()[1]
+            own = _made(updates, name)
+        if own is None:
+            continue
         key = (own.shape, tuple(own.ranks))
         group = open_groups.setdefault(key, {})
         group[name] = own
         if len(group) * sum(part.nbytes for part in own.stacked) >= GROUP_BYTES:
             yield open_groups.pop(key)
     yield from open_groups.values()
+
+
+def _made(updates: Callable[[str], Updates], name: str) -> Updates | None:
+    """A module's updates; None where the device has no room for them."""
+    try:
+        return updates(name)
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
+        return None
 
 
 def truncate_together(

@@ -58,9 +58,10 @@ class Merger:
             # In one layout: bits depend on it, and what a resumed run reads from a file has no other.
             tensors = {name: adapter.tensors[name].contiguous() for name in closed.received.tensors}
             adapter = replace(adapter, tensors=tensors)
-        except (FedMergeError, RuntimeError) as err:  # torch's: out of memory, no convergence
+        except (FedMergeError, RuntimeError, MemoryError) as err:  # torch's RuntimeError: no convergence, say
             intact = f"The adapter of round {closed.round - 1} is intact"
-            raise RoundFailed(f"round {closed.round}: the merge failed: {err}. {intact}") from err
+            reason = str(err) or type(err).__name__
+            raise RoundFailed(f"round {closed.round}: the merge failed: {reason}. {intact}") from err
         self.state = state
         return adapter, merged.report
 
