@@ -59,6 +59,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {name: hash_of(folder / name) for name in files}
 
 
+@pytest.mark.fault(37)
 def test_a_killed_superlink_costs_time_and_no_bit(tmp_path: Path) -> None:
     recipe = tmp_path / "run.toml"
     recipe.write_text(to_toml(PATIENT | {"run.name": "storm", "run.output": "storm"}))
