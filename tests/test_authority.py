@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from fedmerge.config import read_config
@@ -109,7 +107,7 @@ def test_a_silo_is_revoked_while_the_server_runs(folder, caplog):
     before = members()
     assert members() is before
     (folder / "new.toml").write_text(ROSTER + "revoked = true\n")
-    os.replace(folder / "new.toml", folder / "roster.toml")
+    (folder / "new.toml").replace(folder / "roster.toml")
     assert members()["b"].revoked and not members()["a"].revoked
     (folder / "roster.toml").write_text("nonsense")
     assert members()["b"].revoked
