@@ -124,7 +124,7 @@ def _load(
     forms = [exact.timed(link.state["report"], known.get(link.round)) for link in links[1:]]
     reports = tuple(report_of(form) for form in forms)
     saved = Saved(links, broadcast, optimizer, good, best, reports, damage=tuple(damage))
-    if saved.round == wanted and not reports[-1].rejected:
+    if saved.round == wanted > 0 and not reports[-1].rejected:
         if not (links[-1].folder / REPLIES).exists():
             logger.warning("round %d is run again: its replies are needed, and were not kept", wanted)
             return _load(links[:-1], known, 0, damage)

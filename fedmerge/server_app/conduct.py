@@ -188,7 +188,7 @@ def _rounds_and_scores(run: _Run, strategy: MergeStrategy, clock: Clock) -> dict
     ended = outcome.Ended(run.config, run.silos, strategy, candidates, scores)
     personal = run.silos.roster.names if run.silos.roster.shared else ()
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
-    result = ended.result(errands.traffic, clock.seconds) | written
+    result = ended.result(errands.traffic, clock.seconds) | written | resumption.seal(written["adapter"])
     result["unscored"] = sorted(set(run.silos.roster.names) - set(scores.metrics))
     run.observer.finished(result)
     run.folder.forget_replies(rounds, recorded=run.config.run.record)

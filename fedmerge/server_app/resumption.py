@@ -18,6 +18,7 @@ from fedmerge.server.saved import BROADCAST, Saved, find_saved
 from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import ALONE
 from fedmerge.server_app.muster import Muster
+from fedmerge.wire.files import TENSOR_FILE
 from fedmerge.wire.protocol import Card
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,16 @@ def finished(folder: Path) -> dict[str, Any] | None:
             "%s can't be read (%s): the final evaluation is run again", folder / "result.json", err
         )
         return None
-    if not isinstance(result, dict) or not Path(str(result.get("adapter", ""))).is_dir():
-        logger.warning("%s: the adapter is not there: the final evaluation is run again", folder)
+    if not isinstance(result, dict) or not _seals(result):
+        logger.warning("%s: the adapter is not what was written: the final evaluation is run again", folder)
         return None
     logger.info("%s holds this run, finished: its result is given again", folder)
     return result
+
+
+def seal(adapter: str) -> dict[str, str]:
+    """What result.json tells of the adapter's file, by which it is known again."""
+    return {"adapter_sha256": storage.hash_of(Path(adapter) / TENSOR_FILE)}
 
 
 def saved_run(config: Config, folder: Path) -> Saved | None:
@@ -103,6 +109,14 @@ def same_start(saved: Saved, initial: Adapter) -> None:
 
 
 _REMEDY = 'restore what it began with, or begin anew by run.resume = "never" or in another run.output'
+
+
+def _seals(result: Mapping[str, Any]) -> bool:
+    """Whether a result's adapter is the one that was written."""
+    try:
+        return seal(str(result["adapter"]))["adapter_sha256"] == result["adapter_sha256"]
+    except (KeyError, OSError):
+        return False
 
 
 def _replies_needed(config: Config) -> bool:

@@ -156,7 +156,10 @@ def test_what_belongs_together_matches(founded):
         )
         assert (site / "node.pub").read_bytes().startswith(line)
     policy = tomllib.loads((founded / "silos/hospital-a/site.toml").read_text())["policy"]
-    assert policy == {"bases": ["00ff"], "max-rounds": 50}
+    assert policy == {
+        "bases": ["00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff"],
+        "max-rounds": 50,
+    }
     assert office.members["hospital-a"].max_examples == 5000
 
 

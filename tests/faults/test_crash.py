@@ -65,6 +65,7 @@ def test_killed_at_a_random_instant(undisturbed, tmp_path, number):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(36, 41)
 def test_killed_at_a_hundred_random_instants(undisturbed, tmp_path):
     """Faults 36 and 41: as above, a hundred times."""
@@ -91,6 +92,7 @@ def test_killed_before_some_changes_of_the_file_system(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(36)
 def test_killed_before_every_change_of_the_file_system(undisturbed, tmp_path):
     """Fault 36: every write, rename, removal and flush of a run."""
@@ -99,6 +101,7 @@ def test_killed_before_every_change_of_the_file_system(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(36, 41)
 def test_killed_again_and_again_a_little_later(undisturbed, tmp_path):
     """Fault 41: a run that gets no further than some changes of the file system at a time ends, too."""
