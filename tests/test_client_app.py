@@ -308,7 +308,7 @@ print(*sys.modules)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"transformers", "peft", "datasets", "huggingface_hub"}.isdisjoint(done.stdout.split())
-    assert "INFO silo hospital-a query answered in" in done.stderr
+    assert "INFO silo hospital-a run=1 query answered in" in done.stderr
 
 
 def test_fault_32_a_process_that_dies_leaves_nothing(flat, site, tmp_path, monkeypatch):

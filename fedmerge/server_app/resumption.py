@@ -154,10 +154,11 @@ def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any], *, share
 
 def _check_silos(saved: Saved, silos: Muster) -> None:
     """Refuse a simulation of other silos; of a deployment say what is different."""
-    began = {card.name: card for card in _cards(saved)}
-    found = {card.name: card for card in silos.roster.cards}
+    began, roster = {card.name: card for card in _cards(saved)}, silos.roster
+    # Who is named and has not answered stands in the roster, too, without a home and without rows.
+    found = {card.name: card for card in roster.cards if roster.shared or card.name in roster.homes}
     different = sorted(name for name in {*began, *found} if began.get(name) != found.get(name))
-    if silos.roster.shared != saved.begun["shared"] or (silos.roster.shared and different):
+    if roster.shared != saved.begun["shared"] or (roster.shared and different):
         what = (
             f"silo {different[0]!r} is another one"
             if different
@@ -171,7 +172,7 @@ def _check_silos(saved: Saved, silos: Muster) -> None:
             logger.warning("silo %r was not there when the run began, and does not take part", name)
         elif name not in found:
             logger.warning("silo %r takes part in the run, and has not answered yet", name)
-        else:
+        elif began[name].examples:
             logger.warning("silo %r has other rows than when the run began", name)
 
 

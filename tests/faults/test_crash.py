@@ -35,6 +35,7 @@ def undisturbed(request, tiny_base, tmp_path_factory) -> dict[str, Any]:
     return {"make": make, "outcome": found, "seconds": seconds, "changes": changes}
 
 
+@pytest.mark.fault(36)
 def test_the_run_is_worth_disturbing(undisturbed):
     found = undisturbed["outcome"]
     assert found["closed"] == [1, 2, 3, 4] and found["finished"] == 1
