@@ -190,7 +190,6 @@ def _rounds_and_scores(run: _Run, strategy: MergeStrategy, clock: Clock) -> dict
     personal = run.silos.roster.names if run.silos.roster.shared else ()
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
     result = ended.result(errands.traffic, clock.seconds) | written | resumption.seal(written["adapter"])
-    result["unscored"] = sorted(set(run.silos.roster.names) - set(scores.metrics))
     run.observer.finished(result)
     tidy_up(run.folder, result, rounds, recorded=run.config.run.record)
     return result
