@@ -24,6 +24,7 @@ class Context:
         kernel: "plain", the composition of a rule's stages; "numba" or "triton", refused where there is none;
             or "auto", the fastest there is. All give the same bits.
         statistics: what each client measured besides, for rules that need it; empty for others.
+        step: whether the step is wanted beside the next adapter, where the space has one.
         ran: the kernels that took part, noted as they do.
     """
 
@@ -34,6 +35,7 @@ class Context:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (a device is immutable)
     kernel: str = "auto"
     statistics: tuple[Mapping[str, Mapping[str, Tensor]], ...] = ()
+    step: bool = True
     ran: set[str] = field(default_factory=set)
 
     def draw(self, tensor: str, shape: tuple[int, ...]) -> Draw:

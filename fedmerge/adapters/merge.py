@@ -98,6 +98,7 @@ def merge(
     kernel: str = "auto",
     finite: bool = False,
     statistics: Sequence[Statistics] | None = None,
+    step: bool = True,
 ) -> Merged:
     """Merge deltas by a rule in a space: the same bits in whatever order they are given.
 
@@ -121,6 +122,7 @@ def merge(
         statistics: what each silo measured, a mapping for each delta, for rules that need it: "fisher" ->
             {tensor name: its diagonal Fisher, of the tensor's shape}, "gram" -> {module: Gram matrix of A x,
             (rank, rank)}.
+        step: False leaves the delta of the result out, which takes as much memory as the adapter.
 
     Returns:
         The next adapter in the received dtype, its delta, and a report.
@@ -158,6 +160,7 @@ def merge(
         device=as_device(device),
         kernel=kernel,
         statistics=tuple(client.statistics for client in clients),
+        step=step,
     )
     with torch.no_grad():
         placed, context = merge_with_room(space, start, admitted, rule, context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord
 
@@ -22,7 +22,7 @@ from fedmerge.server.settings import StrategySettings
 from fedmerge.server.standing import VALIDATION, Standing
 from fedmerge.server.weighting import weights_of
 from fedmerge.wire.protocol import RECEIVED
-from fedmerge.wire.records import from_record, to_record
+from fedmerge.wire.records import shared_record, to_record, view_record
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Course:
         if arrays is self.record:
             return
         first = self.broadcast is None
-        self.broadcast, self.record = Adapter(from_record(arrays), lora), arrays
+        self.broadcast, self.record = Adapter(view_record(arrays), lora), arrays
         if first:
             self.books.begin(self.broadcast)
 
@@ -118,7 +118,10 @@ class Course:
         weights = weights_of(examples, settings.weighting, settings.weight_cap)
         report.admit(replies, weights)
         closed = Closed(report.round, received, replies, weights)
-        self.broadcast, report.merge = self.merger.step(closed)
+        merged, report.merge = self.merger.step(closed)
         self.counterfactuals.take(closed)
-        self.record = to_record(self.broadcast.tensors)
+        tensors = dict(merged.tensors)
+        merged = replace(merged, tensors={})
+        self.record, tensors = shared_record(tensors)
+        self.broadcast = replace(merged, tensors=tensors)
         report.seconds["merge"] = time.monotonic() - began

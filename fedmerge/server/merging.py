@@ -49,7 +49,8 @@ class Merger:
             RoundFailed: the merge failed, or its result is not finite; the state is what it was.
         """
         try:
-            merged = self.merged(closed, self.plan.rule, self.plan.space)
+            remembers = self.plan.optimizer.name != "none"
+            merged = self.merged(closed, self.plan.rule, self.plan.space, step=remembers)
             adapter, state = self.plan.optimizer.step(closed.received, merged, self.state)
             for name, value in adapter.tensors.items():
                 if value is not merged.adapter.tensors.get(name):  # what the merge made, it has checked
@@ -65,8 +66,8 @@ class Merger:
         self.state = state
         return adapter, merged.report
 
-    def merged(self, closed: Closed, rule: Rule, space: Space) -> Merged:
-        """The replies merged by one rule in one space."""
+    def merged(self, closed: Closed, rule: Rule, space: Space, *, step: bool = False) -> Merged:
+        """The replies merged by one rule in one space; with the step beside it, where that is wanted."""
         needs = needs_of(rule)
         statistics = [{name: reply.statistics[name] for name in needs} for reply in closed.replies]
         return merge(
@@ -80,5 +81,6 @@ class Merger:
             round=closed.round,
             device=self.device,
             finite=True,
+            step=step,
             statistics=statistics if needs else None,
         )

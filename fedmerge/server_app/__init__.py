@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmerge import logs
 from fedmerge.config import read_config
+from fedmerge.server.heap import return_freed_memory
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.authority import authority
 from fedmerge.server_app.conduct import conduct
@@ -31,6 +32,7 @@ def main(grid: Grid, context: Context) -> None:
         logs.configure("server", run=str(context.run_id))
         config = read_config(context.run_config)
         bound_retries(grid)
+        return_freed_memory()
         deployed = authority()
         config = deployed.placed(config) if deployed else config
         with tracked(config, Noting()) as observer:

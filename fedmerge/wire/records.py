@@ -7,6 +7,7 @@ bfloat16: there the little-endian bytes travel as they are, under a serializatio
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -60,6 +61,46 @@ def _to_array(name: str, tensor: Tensor) -> Array:
     array = Array.__new__(Array)  # its __init__ takes longer than all of the above
     vars(array).update(dtype=dtype, shape=shape, stype=stype, data=data)
     return array
+
+
+def shared_record(tensors: dict[str, Tensor]) -> tuple[ArrayRecord, dict[str, Tensor]]:
+    """The tensors as a record, and as tensors that look into its bytes: the values once instead of twice.
+
+    Args:
+        tensors: emptied, so that no third copy stands in memory.
+
+    Raises:
+        WireError: a dtype that can't travel.
+
+    Example:
+        >>> record, views = shared_record({"a": torch.ones(2)})
+        >>> len(record), views["a"]
+        (1, tensor([1., 1.]))
+    """
+    record = ArrayRecord()
+    for name in list(tensors):
+        record[name] = _to_array(name, tensors.pop(name))
+    return record, view_record(record)
+
+
+def view_record(record: ArrayRecord) -> dict[str, Tensor]:
+    """The tensors of a record, which look into its bytes: to be read, never written.
+
+    Raises:
+        WireError: the record is not what it says.
+    """
+    schema = Schema.claimed(record)
+    layouts = schema.check(record)
+    return {name: _view(record[name].data, entry, layouts[name]) for name, entry in schema.entries.items()}
+
+
+def _view(data: bytes, entry: Entry, layout: Layout) -> Tensor:
+    if not entry.bytes or layout.fortran:
+        return _to_tensor(data, entry, layout)
+    dtype = DTYPES[entry.dtype][0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.frombuffer(data, dtype=dtype, offset=layout.offset).reshape(entry.shape)
 
 
 def from_record(record: ArrayRecord, schema: Schema | None = None, *, keep: bool = True) -> dict[str, Tensor]:

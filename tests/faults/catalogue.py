@@ -135,7 +135,10 @@ FAULTS: dict[str, dict[int, Fault]] = {
             "the bits of the CPU for elementwise rules, 1e-6 of the largest value for others; smaller "
             "pieces, at last the CPU, with the same result",
         ),
-        48: Fault("100 MB of random values from each of 3 silos", "the server's process stays below 1 GB"),
+        48: Fault(
+            "100 MB of random values from each of 3 silos",
+            "a server with `MergeStrategy` stays below 1 GB, imports included",
+        ),
         49: Fault("500 rounds in one process", "memory, descriptors, threads and disk stay flat"),
         50: Fault(
             "any schema, any change of records or bytes",

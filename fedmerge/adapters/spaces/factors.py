@@ -62,10 +62,12 @@ class Factors:
         ]
         merged, steps = {}, {}
         for source, values in apply_rule(rule, sources, context):
-            start = None if received is None else received.tensors[source.name]
-            merged[source.name], steps[source.name] = stepped(start, values, model.tensors[source.name].dtype)
+            name, start = source.name, None if received is None else received.tensors[source.name]
+            merged[name], step = stepped(start, values, model.tensors[name].dtype)
+            if context.step:
+                steps[name] = step
         merged, steps = ({name: part[name] for name in sorted(part)} for part in (merged, steps))
-        return Placed(replace(model, tensors=merged), replace(model, tensors=steps))
+        return Placed(replace(model, tensors=merged), replace(model, tensors=steps) if context.step else None)
 
     def __str__(self) -> str:
         return "factors()"
