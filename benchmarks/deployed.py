@@ -146,6 +146,7 @@ def measured(kind: str, base: str, folder: Path) -> Parts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--base", default="builtin", help='"builtin", or the folder of an encoder')
+    parser.add_argument("--kinds", default="query,train,evaluate", help="of messages")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
@@ -156,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name), asked.base)
         measured("train", asked.base, Path(name))  # files come from the cache then, and hashes are known
-        for kind in ("query", "train", "evaluate"):
+        for kind in asked.kinds.split(","):
             runs = [measured(kind, asked.base, Path(name)) for _ in range(asked.repeats)]
             print(f"\n{kind}, {asked.base}, load {os.getloadavg()[0]:.1f}")
             for part in runs[0]:

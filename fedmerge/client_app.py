@@ -177,7 +177,7 @@ def _failure(message: Message, context: Context, site: Site | None, err: BaseExc
 def _departing(
     message: Message, context: Context, site: Site, content: RecordDict, problem: BaseException | None
 ) -> RecordDict:
-    """The reply, signed, once the site's log says what it is; where that can't be written, a refusal alone."""
+    """The reply, signed, once the site's log says what it is; without that a refusal alone."""
     try:
         from fedmerge.silo.departures import Departure, write  # noqa: PLC0415
 

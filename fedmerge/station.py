@@ -91,7 +91,8 @@ class Station:
             PolicyError: the site does not allow this base.
         """
         state = self.site.state if self.site is not None else None
-        found = check_fingerprint(self.config.silo.base, state / "fingerprints" if state else None)
+        notes = state / "fingerprints" if state is not None and state.is_dir() else None
+        found = check_fingerprint(self.config.silo.base, notes)
         if self.site is not None:
             self.site.policy.check_base(found)
         return found
@@ -163,10 +164,13 @@ def opened(config: Config, site: Site | None) -> Station:
     )
     base = dataclasses.replace(config.silo.base, model=site.base or config.silo.base.model)
     config = dataclasses.replace(config, silo=dataclasses.replace(config.silo, base=base))
-    station = Station(config, {}, site)
+    silos: dict[str, SiloData] = {}
+    station = Station(config, silos, site)
+    _states(config, site)
     _ = station.fingerprint  # refused, if need be, before rows are read
     own = load_own(config.silo.data, {"silo": site.silo, "data": site.data})
-    return Station(config, {own.name: own}, site)
+    silos[own.name] = own
+    return station
 
 
 def describe(here: Station, content: RecordDict, lifetime: Lifetime) -> RecordDict:

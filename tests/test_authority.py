@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from fedmerge.config import read_config
 from fedmerge.errors import ConfigError
 from fedmerge.server_app.authority import authority, read_authority, read_roster
 from fedmerge.wire.signatures import load_key, new_key, public_text
+from tests.seeded_keys import seeded_key
 
-KEYS = {silo: public_text(new_key()) for silo in ("a", "b")}
+KEYS = {silo: public_text(seeded_key(silo)) for silo in ("a", "b")}
 SERVER = 'federation = "heart-study"\nsigning-key = "signing.key"\nroster = "roster.toml"\nruns = "runs"\n'
 ROSTER = "".join(f'[silos.{silo}]\nkey = "{key}"\n' for silo, key in KEYS.items())
 
@@ -109,7 +108,7 @@ def test_a_silo_is_revoked_while_the_server_runs(folder, caplog):
     before = members()
     assert members() is before
     (folder / "new.toml").write_text(ROSTER + "revoked = true\n")
-    os.replace(folder / "new.toml", folder / "roster.toml")
+    (folder / "new.toml").replace(folder / "roster.toml")
     assert members()["b"].revoked and not members()["a"].revoked
     (folder / "roster.toml").write_text("nonsense")
     assert members()["b"].revoked

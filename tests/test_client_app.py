@@ -6,13 +6,16 @@ import time
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, RecordDict
 
 from fedmerge import client_app
 from fedmerge.config import read_config
 from fedmerge.engine.identity import server_identity, stamp
 from fedmerge.silo.lora import initial_adapter
+from fedmerge.wire.payloads import message_payload, put_signature, reply_payload
 from fedmerge.wire.protocol import (
+    CONFIG,
     FEDMERGE,
     METRICS,
     Instruction,
@@ -21,6 +24,7 @@ from fedmerge.wire.protocol import (
     read_sender,
 )
 from fedmerge.wire.records import from_record, to_record
+from fedmerge.wire.signatures import load_key, new_key, public_text, sign, verify
 
 
 def ask(message_type, content, flat, node_config=None, *, age=0, ttl=None):
@@ -304,7 +308,7 @@ print(*sys.modules)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"transformers", "peft", "datasets", "huggingface_hub"}.isdisjoint(done.stdout.split())
-    assert "INFO silo hospital-a query answered in" in done.stderr
+    assert "INFO silo hospital-a run=1 query answered in" in done.stderr
 
 
 def test_fault_32_a_process_that_dies_leaves_nothing(flat, site, tmp_path, monkeypatch):
@@ -328,3 +332,99 @@ def test_a_process_that_is_told_to_end_does(kind, flat, site, monkeypatch):
     monkeypatch.setattr("fedmerge.silo.worker.fit", end)
     with pytest.raises(kind):
         ask("train", order(flat, silo=""), flat, site())
+
+
+FEDERATION = "heart-study"
+
+
+@pytest.fixture
+def server_key():
+    return Ed25519PrivateKey.generate()
+
+
+@pytest.fixture
+def keyed(own, tmp_path, server_key):
+    """The node-config of a silo that signs, and believes one server."""
+    (tmp_path / "signing.key").touch(mode=0o600)
+    (tmp_path / "signing.key").write_bytes(new_key())
+    (tmp_path / "site.toml").write_text(
+        f'silo = "hospital-a"\ndata = "{own["data"]}"\nfederation = "{FEDERATION}"\n'
+        f'signing-key = "signing.key"\n'
+        f'server-key = "{public_text(server_key)}"\n'
+    )
+    return own | {"site": str(tmp_path / "site.toml")}
+
+
+def signed(content, kind, key, *, federation=FEDERATION, age=0):
+    """The content as the server signs it."""
+    content.setdefault(CONFIG, Instruction().to_config())
+    issued = int(time.time()) - age
+    instruction = Instruction(federation=federation, nonce="n", issued=issued, lifetime_seconds=60.0)
+    instruction.seal(content[CONFIG])
+    put_signature(content, CONFIG, sign(key, message_payload(content, kind, federation)))
+    return content
+
+
+def proven(content, kind, tmp_path):
+    public = load_key(tmp_path / "signing.key").public_key()
+    payload = reply_payload(content, kind, FEDERATION)
+    return verify(public, payload, read_sender(content).signature)
+
+
+def test_a_silo_with_keys_signs_whatever_it_answers(flat, keyed, server_key, tmp_path):
+    wish = order(flat, silo="hospital-a", run="r", also=["base"])
+    for kind, content in (("query", RecordDict()), ("train", wish), ("evaluate", wish)):
+        reply = ask(kind, signed(content, kind, server_key), flat, keyed)
+        sender = read_sender(reply)
+        assert (sender.failure, sender.silo, sender.nonce) == ("", "hospital-a", "n")
+        assert proven(reply, kind, tmp_path)
+        assert not proven(reply, "other", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (lambda content, key: content, "signature/missing"),
+        (lambda content, key: signed(content, "evaluate", key), "signature/forged"),
+        (lambda content, key: signed(content, "train", Ed25519PrivateKey.generate()), "signature/forged"),
+        (lambda content, key: signed(content, "train", key, federation="lungs"), "signature/federation"),
+        (lambda content, key: signed(content, "train", key, age=500), "signature/expired"),
+        (lambda content, key: signed(content, "train", key, age=-500), "signature/clock"),
+    ],
+)
+def test_a_silo_with_keys_loads_nothing_for_whoever_is_not_its_server(
+    flat, keyed, server_key, tmp_path, case
+):
+    spoil, code = case
+    client_app._stations.clear()
+    content = spoil(order(flat, silo="hospital-a"), server_key)
+    reply = ask("train", content, flat, keyed)
+    sender = read_sender(reply)
+    assert (sender.failure, sender.sentence, sender.code) == ("MessageRefused", "", code)
+    assert sender.silo == "hospital-a" and proven(reply, "train", tmp_path)
+    assert not client_app._stations
+
+
+def test_a_site_that_can_not_sign_says_so_unsigned(flat, keyed, tmp_path):
+    (tmp_path / "signing.key").chmod(0o644)
+    sender = read_sender(ask("query", RecordDict(), flat, keyed))
+    assert (sender.failure, sender.sentence, sender.signature) == ("ConfigError", "", "")
+
+
+def test_a_reply_is_logged_as_it_is_signed_and_a_refusal_for_want_of_a_log_is_signed_too(
+    flat, site, server_key, keyed, tmp_path
+):
+    public = load_key(tmp_path / "signing.key").public_key()
+    names = {
+        "federation": FEDERATION,
+        "signing-key": "signing.key",
+        "server-key": public_text(server_key),
+    }
+    sender = read_sender(ask("train", order(flat, silo="hospital-a", round=2), flat, site(**names)))
+    (line,) = departures(tmp_path)
+    assert line["records"]["fedmerge"]["values"]["signature"] == sender.signature
+    assert (line["to"], line["code"], line["round"]) == (FEDERATION, "signature/missing", 2)
+    assert "no signature of the server" in line["sentence"]
+    content = ask("query", RecordDict(), flat, site(log="/dev/full", **names))
+    assert read_sender(content).code == "site/log"
+    assert verify(public, reply_payload(content, "query", FEDERATION), read_sender(content).signature)

@@ -50,6 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
     for name in ("strategies", "simulations"):
         shutil.copytree(PROJECT / name, tmp_path / name)
+    shutil.copy(PROJECT / "deploy" / "federation.toml", tmp_path)
     draw = torch.Generator().manual_seed(0)
     for site in ("site-a", "site-b"):
         head = "base_model.model.layers.0.q_proj."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.deployment.names import checked_name, checked_path, refuse_unknown
+from fedmerge.deployment.site_policy import check_policy
 from fedmerge.errors import ConfigError
 
 SERVER = "server"
@@ -53,6 +54,8 @@ class Silo:
         proxy_port: of its proxy, on the loopback interface only.
         runtime_port: of its SuperNode, on the loopback interface only.
         max_examples: the roster's cap of its weight in rows; 0 = none.
+        base: where the base lies on its machine; "" = as the run says.
+        network: whether a base that a run names may be fetched from the Hub.
         policy: what runs it takes part in; an absent key = anything goes.
     """
 
@@ -65,6 +68,8 @@ class Silo:
     proxy_port: int = 8444
     runtime_port: int = 9094
     max_examples: int = 0
+    base: str = ""
+    network: bool = False
     policy: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -85,11 +90,9 @@ class Federation:
 
 _SERVER_KEYS = ("hosts", "port", "superlink-port", "folder", "state", "bin")
 _SILO_KEYS = (
-    "data", "folder", "state", "log", "bin", "proxy-port", "runtime-port", "max-examples", "policy",
+    "data", "folder", "state", "log", "bin", "proxy-port", "runtime-port", "max-examples", "base", "network",
+    "policy",
 )  # fmt: skip
-_POLICY_KEYS = {
-    "bases": list, "tasks": list, "encodings": list, "max-rounds": int, "max-steps": int, "min-silos": int,
-}  # fmt: skip
 
 
 def read_federation(path: Path) -> Federation:
@@ -162,25 +165,14 @@ def _silo(name: str, table: Mapping[str, Any]) -> Silo:
     for key in ("folder", "state", "bin", "log"):
         checked_path(getattr(silo, key), f"{where} {key}")
     checked_path(silo.data, f"{where} data", plain=False)
+    if silo.base:
+        checked_path(silo.base, f"{where} base", plain=False)
+    if not isinstance(silo.network, bool):
+        raise ConfigError(f"{where} network = {silo.network!r}: expected true or false")
     if type(silo.max_examples) is not int or silo.max_examples < 0:
         raise ConfigError(f"{where} max-examples = {silo.max_examples!r}: expected rows, or 0 for no cap")
-    _check_policy(silo.policy, where)
+    check_policy(silo.policy, where)
     return silo
-
-
-def _check_policy(policy: object, where: str) -> None:
-    """The keys and types of a policy, and that some run could meet it."""
-    if not isinstance(policy, Mapping):
-        raise ConfigError(f"{where} policy: expected a table [silos.<name>.policy]")
-    refuse_unknown(policy, tuple(_POLICY_KEYS), f"{where} policy")
-    for key, value in policy.items():
-        texts = _POLICY_KEYS[key] is list
-        if texts and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            raise ConfigError(f"{where} policy: {key} = {value!r}: expected a list of texts")
-        if not texts and (type(value) is not int or value < 1):
-            raise ConfigError(f"{where} policy: {key} = {value!r}: expected an integer of at least 1")
-        if texts and not value:
-            raise ConfigError(f"{where} policy: {key} = []: no run could meet it; leave it out to allow all")
 
 
 def _check_silo_names(silos: tuple[Silo, ...]) -> None:

@@ -121,12 +121,20 @@ def _round(report: Mapping[str, Any]) -> RoundFigures:
         asked=len(report["asked"]),
         admitted=len(report["admitted"]),
         missing=len(report["missing"]),
-        refused=Counter(kind_of(each["code"]) for each in report["refused"]),
+        refused=_by_kind(report.get("refusals", {})),
         bytes_up=int(report["bytes_up"]),
         bytes_down=int(report["bytes_down"]),
         seconds={phase: float(report["seconds"].get(phase, 0.0)) for phase in PHASES},
         failed=bool(report["failed"]),
     )
+
+
+def _by_kind(refusals: Mapping[str, int]) -> dict[str, int]:
+    """Counts by code as counts by kind."""
+    kinds: Counter[str] = Counter()
+    for code, count in refusals.items():
+        kinds[kind_of(code)] += int(count)
+    return dict(kinds)
 
 
 def _scored(figures: Figures, result: Mapping[str, Any]) -> Figures:

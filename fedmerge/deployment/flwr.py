@@ -13,7 +13,7 @@ from typing import Any
 
 from fedmerge.errors import FedMergeError
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 _LONGEST_SENTENCE = 300
 
 

@@ -11,7 +11,7 @@ from fedmerge.deployment.office import REVOKED, ROSTER, Office, open_office
 from fedmerge.deployment.roster import roster_text
 from fedmerge.deployment.writing import File, replace_files
 
-_SECONDS = 120.0
+_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,18 @@ def _unregister(server: Path, silo: str) -> bool | None:
     """Tell Flower and the proxy, where the server runs from this very folder."""
     if not (server / "nodes" / f"{silo}.id").is_file():
         return None
-    commands = ([server / "bin" / "unregister.sh", silo], [server / "bin" / "proxy.sh", "reload"])
-    done = [
-        subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS) for command in commands
-    ]
-    return done[0].returncode == 0
+    done = _run(server / "bin" / "unregister.sh", silo)
+    _run(server / "bin" / "proxy.sh", "reload")  # which may run elsewhere, or not at all
+    return done
+
+
+def _run(command: Path, argument: str) -> bool:
+    """Whether a command of the server's succeeded."""
+    try:
+        done = subprocess.run([str(command), argument], capture_output=True, check=False, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def _steps(office: Office, silo: str, unregistered: bool | None) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def deployed(flat: Flat, server: Path) -> Config:
     are those of the roster that are not revoked; a lost run goes on where it was.
 
     Args:
-        flat: a complete run-config; `data.silos` that differs from the default is kept.
+        flat: a complete run-config.
         server: the server's folder, with server.toml and roster.toml.
 
     Raises:

@@ -10,6 +10,7 @@ import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedmerge import project
+from fedmerge.deployment.installed_only import COMMANDS, REFUSED_COMMANDS
 from fedmerge.deployment.writing import COMMAND, PUBLIC, File
 
 
@@ -28,12 +29,14 @@ def rendered(party: str, values: Mapping[str, Any]) -> dict[str, File]:
     names = [path.relative_to(folder()).as_posix() for path in sorted((folder() / party).rglob("*"))]
     places = {name: name.removeprefix(f"{party}/") for name in names if (folder() / name).is_file()}
     places |= {"place.sh": "bin/place.sh", "proxy.sh": "bin/proxy.sh"}
-    return {place: _file(place, render(name, values)) for name, place in places.items()}
+    apps = {f"apps/{command}": render("app.sh", values) for command in (*COMMANDS, *REFUSED_COMMANDS)}
+    texts = {place: render(name, values) for name, place in places.items()} | apps
+    return {place: _file(place, text) for place, text in texts.items()}
 
 
 def _file(place: str, text: str) -> File:
     sourced = place == "bin/place.sh"
-    return File(text.encode(), COMMAND if place.startswith("bin/") and not sourced else PUBLIC)
+    return File(text.encode(), COMMAND if place.startswith(("bin/", "apps/")) and not sourced else PUBLIC)
 
 
 def _environment() -> Environment:

@@ -112,7 +112,7 @@ def laid_out(
     firsts = np.cumsum(counts) - counts
     starts = (np.arange(len(owners)) - np.repeat(firsts, counts)) * BLOCK
     there = on_device([addresses, sizes, owners, starts, *beside], device)
-    return Table(*there[:4], addresses, sizes, dtype, held), there[4:]
+    return Table(there[0], there[1], there[2], there[3], addresses, sizes, dtype, held), there[4:]
 
 
 def on_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:

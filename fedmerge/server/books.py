@@ -92,11 +92,11 @@ class Books:
             state |= {"rejected": report.rejected} if report.rejected else {}
             state["report"] = exact.timeless(report.to_dict())
             state["standing"] = standing_form(standing, broadcast)
-            recorded = self.keeping.record
+            recorded = self.keeping.record and not report.rejected  # those are merged nowhere
             self.folder.write_round(
                 report.round, broadcast, optimizer=optimizer, state=state, recorded=recorded
             )
-            if report.round != self.keeping.until_finished:
+            if report.rejected or report.round != self.keeping.until_finished:
                 self.folder.forget_replies(report.round, recorded=recorded)
         report.seconds["write"] = report.seconds.get("write", 0.0) + time.monotonic() - began
         self.publish(report)

@@ -7,9 +7,8 @@
     metrics.jsonl        one line a round
     events.jsonl         every observer event, one line each
     rounds/0000/         broadcast.safetensors and state.json: the initial adapter
-    rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors, deltas/<silo>.safetensors,
-                         statistics/<silo>.fisher.safetensors, replies.json: what a round merges, until it
-                         is closed, or for good
+    rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors; until it is closed, or for
+                         good: deltas/<silo>.safetensors, statistics/<silo>.fisher.safetensors, replies.json
     rounds/0003.damaged/ what a resumed run found to be so, and did not use
     adapter/             the final adapter in PEFT's format
     private/<silo>/      what silos keep to themselves, by round, and
@@ -93,7 +92,7 @@ class RunFolder:
         """
         self._begun = {"environment": dict(environment), **(begun or {})}
         with storage.writing(self.path):
-            self._sweep()
+            self.sweep()
             for name in _OURS:
                 if name != "config.toml":  # it marks the folder as ours while the rest is removed
                     storage.remove(self.path / name)
@@ -110,7 +109,7 @@ class RunFolder:
         """
         self._last_state = last_state
         with storage.writing(self.path):
-            self._sweep()
+            self.sweep()
             storage.remove(self.path / "tensorboard")  # it is told all rounds again
             if not (self.path / "environment.json").is_file():
                 storage.write_json(self.path / "environment.json", environment)
@@ -252,12 +251,13 @@ class RunFolder:
     def _open_events(self) -> None:
         self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove what earlier runs were writing, or removing, when they died."""
-        for name in _OURS:
-            storage.sweep(self.path / name)
-        for path in filter(storage.is_hidden, self.path.iterdir()):
-            storage.remove(path)
+        with storage.writing(self.path):
+            for name in _OURS:
+                storage.sweep(self.path / name)
+            for path in filter(storage.is_hidden, self.path.iterdir()):
+                storage.remove(path)
 
     def _event(self, name: str, **values: Any) -> None:
         """Append one line to events.jsonl."""

@@ -72,11 +72,10 @@ def best_of(form: Mapping[str, Any], adapter: Adapter) -> Scored:
 
 def report_of(form: Mapping[str, Any]) -> RoundReport:
     """A round's report, from what `RoundReport.to_dict` made of it."""
-    refused = [Refusal(form["round"], each["silo"], each["reason"], each["code"]) for each in form["refused"]]
+    refused = [Refusal(form["round"], each["silo"], each["reason"]) for each in form["refused"]]
     parts = {"received": _maybe(Summary, form["received"]), "merge": _maybe(_merge_report, form["merge"])}
     parts["missing_since"] = {silo: Absence(**each) for silo, each in form.get("missing_since", {}).items()}
-    values = {key: value for key, value in form.items() if key != "refusals"}  # counted anew
-    return RoundReport(**{**values, **parts, "asked": tuple(form["asked"]), "refused": refused})
+    return RoundReport(**{**form, **parts, "asked": tuple(form["asked"]), "refused": refused})
 
 
 def _merge_report(**values: Any) -> MergeReport:

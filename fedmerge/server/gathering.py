@@ -152,7 +152,7 @@ def _apply(policy: OutlierPolicy, guard: Guard, report: RoundReport) -> None:
 def _note(opened: Opened, hearing: Hearing) -> None:
     """Put what came, and what did not, into the round's report."""
     report, guard = opened.report, hearing.guard
-    report.refused = sorted(guard.refused, key=lambda refusal: (refusal.silo, refusal.reason))
+    report.refuse(guard.refused)
     missing = hearing.missing()
     report.missing = sorted(missing)
     present = set(opened.asked.silos) - set(missing) - set(hearing.dismissed())

@@ -208,9 +208,9 @@ class Guard:
             check_proven(reply.content)  # who forges a reply does not use up the silo's own
         if message in self._settled:
             raise Refused("reply/duplicate", "a second reply to the same message")
-        self._settled.add(message)
-        if reply.has_error():
+        if reply.has_error():  # nobody signs those, and so they don't use up the message
             raise Refused(refusal_code(reply), error_of(reply, reveal=self.reveal))
+        self._settled.add(message)
         return reply.content
 
     def _check_sender(self, sender: Sender, asked: str) -> None:

@@ -49,6 +49,14 @@ def take_back(folder: Path, reports: Sequence[Mapping[str, Any]], kept: int) -> 
     _write(folder / EVENTS, [storage.to_json(event) for event in events])
 
 
+def tell_end(folder: Path, result: Mapping[str, Any]) -> None:
+    """Add to the events that the run has come to its end, where it was killed before it could say so."""
+    events = list(_lines(folder / EVENTS))
+    if not any(event.get("event") == "finished" for event in events):
+        events.append({"event": "finished", "time": round(time.time(), 3), "result": result})
+        _write(folder / EVENTS, [storage.to_json(event) for event in events])
+
+
 def _kept(events: Iterator[dict[str, Any]], closed: int, kept: int) -> Iterator[dict[str, Any]]:
     """The events that do not come again, each round's closing once."""
     seen: set[int] = set()

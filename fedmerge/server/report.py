@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ class RoundReport:
             replies, with no silo trained on from it. By name: metric, mean, worst, and "silos" (by silo) or
             "server"; or "error". Empty where they are not scored in every round.
         shadow_bytes: of the messages that had the silos score them, "down" and "up".
+        refusals: how many replies were dropped, by the code of the reason, "reply/forged".
     """
 
     round: int
@@ -62,6 +63,7 @@ class RoundReport:
     rejected: str = ""
     shadows: dict[str, dict[str, Any]] = field(default_factory=dict)
     shadow_bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0})
+    refusals: dict[str, int] = field(default_factory=dict)
 
     def admit(self, replies: Sequence[Admitted], weights: Sequence[float]) -> None:
         """Note the admitted replies and what each counts."""
@@ -80,19 +82,16 @@ class RoundReport:
         before = self.flagged.get(silo)
         self.flagged[silo] = f"{before}; {what}" if before else what
 
-    @property
-    def refusals(self) -> dict[str, int]:
-        """How many replies were refused, by the code of the reason."""
-        return dict(sorted(Counter(refusal.code for refusal in self.refused).items()))
+    def refuse(self, refused: Iterable[Refusal]) -> None:
+        """Note the replies dropped, and count them."""
+        self.refused = sorted(refused, key=lambda refusal: (refusal.silo, refusal.reason))
+        self.refusals = dict(sorted(Counter(refusal.code for refusal in self.refused).items()))
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain Python, as observers get it."""
         values = dataclasses.asdict(self)
         values["asked"] = list(self.asked)
-        values["refused"] = [
-            {"silo": refusal.silo, "reason": refusal.reason, "code": refusal.code} for refusal in self.refused
-        ]
-        values["refusals"] = self.refusals
+        values["refused"] = [{"silo": refusal.silo, "reason": refusal.reason} for refusal in self.refused]
         return values
 
     def sentence(self) -> str:

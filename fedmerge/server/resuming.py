@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
@@ -56,6 +58,21 @@ def go_on(strategy: MergeStrategy, grid: Grid, saved: Saved, rounds: int, timeou
             strategy.aggregate_train(number, grid.send_and_receive(messages, timeout=timeout))
         messages = strategy.configure_evaluate(number, strategy.arrays, ConfigRecord(), grid)
         strategy.aggregate_evaluate(number, grid.send_and_receive(messages, timeout=timeout))
+
+
+def tidy_up(folder: RunFolder, result: Mapping[str, Any], rounds: int, *, recorded: bool) -> None:
+    """Remove what a finished run needs no longer: the last round's replies, unless they are recorded.
+
+    Args:
+        folder: of the run.
+        result: of the run, for the events, where they lack their end.
+        rounds: of the run.
+        recorded: whether its replies are.
+    """
+    with storage.writing(folder.path):
+        logbook.tell_end(folder.path, result)
+    folder.sweep()
+    folder.forget_replies(rounds, recorded=recorded)
 
 
 def _clear(place: Path, number: int, saved: Saved) -> None:

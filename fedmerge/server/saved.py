@@ -84,7 +84,7 @@ def find_saved(path: Path, wanted: int = 0) -> Saved | None:
 
     Args:
         path: of the folder.
-        wanted: the round whose replies are wanted still when it is closed; 0: none.
+        wanted: the round whose replies are wanted still when it is closed, in a simulation; 0: none.
 
     Returns:
         The last round that is whole, with all that it leans on; None where no round was begun.
@@ -124,7 +124,7 @@ def _load(
     forms = [exact.timed(link.state["report"], known.get(link.round)) for link in links[1:]]
     reports = tuple(report_of(form) for form in forms)
     saved = Saved(links, broadcast, optimizer, good, best, reports, damage=tuple(damage))
-    if saved.round == wanted and not reports[-1].rejected:
+    if saved.round == wanted > 0 and saved.begun["shared"] and not reports[-1].rejected:
         if not (links[-1].folder / REPLIES).exists():
             logger.warning("round %d is run again: its replies are needed, and were not kept", wanted)
             return _load(links[:-1], known, 0, damage)
@@ -135,7 +135,8 @@ def _load(
 def _check_kind(links: Sequence[Link]) -> None:
     """Refuse rounds of an older fedmerge, or of a command that merges a single round."""
     for link in links:
-        if ("report" if link.round else "begun") not in link.state:
+        told = link.state if link.round else link.state.get("begun", {})
+        if ("report" if link.round else "silos") not in told:
             raise CheckpointError(
                 f"{link.folder} holds no state to go on from: another command wrote it, or an older fedmerge"
             )

@@ -228,9 +228,12 @@ class MergeStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The mean of each metric over the nodes, weighted by examples; nodes that fail are left out."""
         try:
-            return evaluation(server_round, replies, self.counterfactuals.hear)
-        finally:
+            found = evaluation(server_round, replies, self.counterfactuals.hear)
+        except Exception:
             self.course.close()
+            raise
+        self.course.close()  # not when it is interrupted: a run that goes on asks for the scores again
+        return found
 
     # A run that was interrupted
 

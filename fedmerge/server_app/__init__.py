@@ -28,11 +28,11 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that the run-config describes; an error makes Flower's status "failed"."""
-    logs.configure("server", run=str(context.run_id))
-    return_freed_memory()
     with spoken():
+        logs.configure("server", run=str(context.run_id))
         config = read_config(context.run_config)
         bound_retries(grid)
+        return_freed_memory()
         deployed = authority()
         config = deployed.placed(config) if deployed else config
         with tracked(config, Noting()) as observer:

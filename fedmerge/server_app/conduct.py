@@ -19,7 +19,7 @@ from fedmerge.server.counterfactuals import Scorer
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.identity import Identity
 from fedmerge.server.observer import Observer, Several, Silent
-from fedmerge.server.resuming import go_on, take_up
+from fedmerge.server.resuming import go_on, take_up, tidy_up
 from fedmerge.server.saved import Saved
 from fedmerge.server.signed_grid import SignedGrid
 from fedmerge.server.strategy import MergeStrategy
@@ -72,6 +72,7 @@ def conduct(
     folder = RunFolder(config.folder, config.flat)
     try:
         if config.run.resume == "auto" and (result := resumption.finished(folder.path)) is not None:
+            tidy_up(folder, result, config.run.rounds, recorded=config.run.record)
             return result
         with clock.phase("setup"):
             run = _prepare(config, grid, folder, observer or Silent(), scoring)
@@ -188,10 +189,9 @@ def _rounds_and_scores(run: _Run, strategy: MergeStrategy, clock: Clock) -> dict
     ended = outcome.Ended(run.config, run.silos, strategy, candidates, scores)
     personal = run.silos.roster.names if run.silos.roster.shared else ()
     written = Results(run.config, run.folder, run.initial).write(ended.adapter(), ended.kept, personal)
-    result = ended.result(errands.traffic, clock.seconds) | written
-    result["unscored"] = sorted(set(run.silos.roster.names) - set(scores.metrics))
+    result = ended.result(errands.traffic, clock.seconds) | written | resumption.seal(written["adapter"])
     run.observer.finished(result)
-    run.folder.forget_replies(rounds, recorded=run.config.run.record)
+    tidy_up(run.folder, result, rounds, recorded=run.config.run.record)
     return result
 
 

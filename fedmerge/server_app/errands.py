@@ -112,4 +112,4 @@ def problem_of(reply: Message, *, reveal: bool) -> str:
         sender = read_sender(reply.content)
     except WireError as err:
         return str(err)
-    return f"{sender.failure}: {sender.sentence}".rstrip(": ") if sender.failure else ""
+    return f"{sender.failure}: {sender.sentence or sender.code}".rstrip(": ") if sender.failure else ""

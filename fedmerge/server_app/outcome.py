@@ -179,6 +179,7 @@ class Ended:
             "metric": self.scores.metric,
             "higher_is_better": HIGHER_IS_BETTER.get(self.scores.metric, True),
             "silos": list(self.silos.roster.names),
+            "unscored": sorted(set(self.silos.roster.names) - set(self.scores.metrics)),
             "candidates": self._table(),
             "kept": self.kept,
             "rejected": [report.rejected for report in self.strategy.rounds if report.rejected]

@@ -18,6 +18,7 @@ from fedmerge.server.saved import BROADCAST, Saved, find_saved
 from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import ALONE
 from fedmerge.server_app.muster import Muster
+from fedmerge.wire.files import TENSOR_FILE
 from fedmerge.wire.protocol import Card
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,16 @@ def finished(folder: Path) -> dict[str, Any] | None:
             "%s can't be read (%s): the final evaluation is run again", folder / "result.json", err
         )
         return None
-    if not isinstance(result, dict) or not Path(str(result.get("adapter", ""))).is_dir():
-        logger.warning("%s: the adapter is not there: the final evaluation is run again", folder)
+    if not isinstance(result, dict) or not _seals(result):
+        logger.warning("%s: the adapter is not what was written: the final evaluation is run again", folder)
         return None
     logger.info("%s holds this run, finished: its result is given again", folder)
     return result
+
+
+def seal(adapter: str) -> dict[str, str]:
+    """What result.json tells of the adapter's file, by which it is known again."""
+    return {"adapter_sha256": storage.hash_of(Path(adapter) / TENSOR_FILE)}
 
 
 def saved_run(config: Config, folder: Path) -> Saved | None:
@@ -82,7 +88,8 @@ def same_run(saved: Saved, config: Config, silos: Muster) -> Muster:
         CheckpointError: another base, other versions, another machine, or in a simulation other silos: to go
             on would give another adapter than the run that was interrupted.
     """
-    _check_environment(saved.begun["environment"], outcome.environment(config, silos))
+    began, now = saved.begun["environment"], outcome.environment(config, silos)
+    _check_environment(began, now, shared=silos.roster.shared)
     _check_silos(saved, silos)
     roster = dataclasses.replace(silos.roster, cards=_cards(saved))
     return dataclasses.replace(silos, roster=roster, labels=tuple(saved.begun["labels"]))
@@ -105,6 +112,14 @@ def same_start(saved: Saved, initial: Adapter) -> None:
 _REMEDY = 'restore what it began with, or begin anew by run.resume = "never" or in another run.output'
 
 
+def _seals(result: Mapping[str, Any]) -> bool:
+    """Whether a result's adapter is the one that was written."""
+    try:
+        return seal(str(result["adapter"])) == {"adapter_sha256": result["adapter_sha256"]}
+    except (KeyError, OSError):
+        return False
+
+
 def _replies_needed(config: Config) -> bool:
     """Whether the last round's replies are used once it is closed: by shadows, or as what silos train alone.
 
@@ -117,28 +132,33 @@ def _cards(saved: Saved) -> tuple[Card, ...]:
     return tuple(Card.from_json(card) for card in saved.begun["silos"])
 
 
-def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_environment(then: Mapping[str, Any], now: Mapping[str, Any], *, shared: bool) -> None:
     """Refuse another base, and what may give other bits; say what else is different."""
     if then["fingerprint"] != now["fingerprint"]:
         raise CheckpointError(
             f"the run began on the base with the fingerprint {then['fingerprint'][:16]}, and base.model is "
             f"{now['fingerprint'][:16]} now; {_REMEDY}"
         )
-    versions = [environment.get("versions", {}) for environment in (then, now)]
-    decisive = _different(then, now, _MACHINE) + _different(*versions, DECISIVE)
+    was, is_now = (environment.get("versions", {}) for environment in (then, now))
+    trained, trains = ({"silos on": _devices(environment)} for environment in (then, now))
+    decisive = _different(then, now, _MACHINE) + _different(was, is_now, DECISIVE)
+    decisive += _different(
+        trained, trains, ["silos on"] * shared
+    )  # in a deployment they are their own masters
     if decisive:
         raise CheckpointError(f"the run began with {', '.join(decisive)}: bits may depend on it; {_REMEDY}")
-    others = sorted({*versions[0], *versions[1]} - {*DECISIVE})
-    for said in _different(then, now, ("python", "system")) + _different(*versions, others):
+    others = sorted({*was, *is_now} - {*DECISIVE})
+    for said in _different(then, now, ("python", "system")) + _different(was, is_now, others):
         logger.warning("the run began with %s", said)
 
 
 def _check_silos(saved: Saved, silos: Muster) -> None:
     """Refuse a simulation of other silos; of a deployment say what is different."""
-    began = {card.name: card for card in _cards(saved)}
-    found = {card.name: card for card in silos.roster.cards}
+    began, roster = {card.name: card for card in _cards(saved)}, silos.roster
+    # Who is named and has not answered stands in the roster, too, without a home and without rows.
+    found = {card.name: card for card in roster.cards if roster.shared or card.name in roster.homes}
     different = sorted(name for name in {*began, *found} if began.get(name) != found.get(name))
-    if silos.roster.shared != saved.begun["shared"] or (silos.roster.shared and different):
+    if roster.shared != saved.begun["shared"] or (roster.shared and different):
         what = (
             f"silo {different[0]!r} is another one"
             if different
@@ -152,8 +172,13 @@ def _check_silos(saved: Saved, silos: Muster) -> None:
             logger.warning("silo %r was not there when the run began, and does not take part", name)
         elif name not in found:
             logger.warning("silo %r takes part in the run, and has not answered yet", name)
-        else:
+        elif began[name].examples:
             logger.warning("silo %r has other rows than when the run began", name)
+
+
+def _devices(environment: Mapping[str, Any]) -> str:
+    """What the nodes compute on."""
+    return ", ".join(sorted({str(node["device"]) for node in environment["nodes"].values()}))
 
 
 def _different(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ silo, and lately; every reply is signed, that of a failure too. Nothing is loade
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-from fedmerge.errors import ConfigError, WireError
+from fedmerge.errors import WireError
 from fedmerge.wire.instruction import CONFIG, Instruction, read_instruction
 from fedmerge.wire.payloads import message_payload, put_signature, reply_payload
 from fedmerge.wire.schema import shown
@@ -66,24 +65,6 @@ class Credentials:
             ConfigError: a key that can't be read, or that others on this machine can read.
         """
         return cls(federation, silo, load_key(signing_key), load_public(server_key))
-
-    @classmethod
-    def of_site(cls, path: Path) -> Credentials | None:
-        """The credentials that a site's own file names; None where it names none.
-
-        Raises:
-            ConfigError: the file can't be read, or names some of what is needed and not the rest.
-        """
-        table = _site(path)
-        wanted = ("federation", "silo", "signing-key", "server-key")
-        if not {"signing-key", "server-key"} & table.keys():
-            return None
-        texts = {key: table.get(key) for key in wanted}
-        for key, value in texts.items():
-            if not isinstance(value, str) or not value:
-                raise ConfigError(f"{path}: {key} is {value!r}, expected text: replies are to be signed")
-        federation, silo, signing_key, server_key = (str(value) for value in texts.values())
-        return cls.load(federation, silo, path.parent / signing_key, server_key)
 
     def check(self, message: Message, *, clock: Callable[[], float] = time.time) -> Instruction:
         """The instruction of a message, if the server of this federation signed it for this silo, lately.
@@ -164,13 +145,3 @@ def _time(seconds: float) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (ValueError, OverflowError, OSError):
         return f"{seconds:g} s after 1970"
-
-
-def _site(path: Path) -> dict[str, object]:
-    """A site's own file."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise ConfigError(f"{path}: the site's file can't be read ({err.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{path}: not valid TOML: {err}") from None

@@ -102,8 +102,11 @@ def described(record: ArrayRecord | MetricRecord | ConfigRecord) -> dict[str, An
 
 def _append(path: Path, line: bytes) -> None:
     """All of the line or nothing: a full disk leaves no half of it."""
+    new = not path.exists()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
     try:
+        if new:
+            os.fchmod(handle, _MODE)  # whatever the umask: the group is whoever reads logs
         fcntl.flock(handle, fcntl.LOCK_EX)
         before = os.fstat(handle).st_size
         try:

@@ -32,6 +32,7 @@ from fedmerge.server.weighting import weights_of
 from fedmerge.server_app import outcome
 from fedmerge.server_app.errands import Traffic
 from fedmerge.server_app.muster import Muster
+from fedmerge.server_app.resumption import seal
 from fedmerge.server_app.scoring import BASE, MERGED, SPLITS, Scores
 from fedmerge.silo.seeding import use_deterministic_algorithms
 
@@ -170,7 +171,7 @@ class OneRound:
                 task_type=outcome.task_type(self.config),
             )
             seconds = {"scoring": round(time.monotonic() - began, 3)}
-            result = ended.result(Traffic(), seconds) | {"adapter": str(path)}
+            result = ended.result(Traffic(), seconds) | {"adapter": str(path)} | seal(str(path))
             result["candidates"] = _in_order(known, result["candidates"])
             result |= more(scores)
             told.finished(result)

@@ -80,6 +80,14 @@ def test_recipe_strategy_and_settings_are_laid_over_each_other(fedmerge, engine)
     assert read.strategy.quorum == 1.0
 
 
+def test_resume_is_a_key_of_the_run_and_not_of_what_follows(fedmerge, engine) -> None:
+    result = fedmerge("simulate", "--resume", "--set", "run.seed=3")
+    (_, read), *_ = engine.ran
+    assert (read.run.resume, read.run.seed) == ("auto", 3)
+    assert read.folder == config.read_config(config.overlay(sets=["run.seed=3"])).folder
+    assert "next     fedmerge simulate --set run.seed=3 --set 'strategy.rule=" in result.stdout
+
+
 def test_json_is_the_result_and_what_is_around_it(fedmerge, engine, tmp_path) -> None:
     payload = json.loads(fedmerge("simulate", "--json").stdout)
     assert payload | RESULT == payload

@@ -18,7 +18,7 @@ data = "/srv/fedmerge/rows of a.parquet"
 max-examples = 5000
 
 [silos.hospital-a.policy]
-bases = ["00ff"]
+bases = ["00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff"]
 max-rounds = 50
 
 [silos.hospital-b]

@@ -55,8 +55,8 @@ SMALL: dict[str, Any] = {
     "run.keep": "last",
     "strategy.gate": "off()",
     "strategy.shadows": "",
-    "strategy.wait-seconds": 600.0,
-    "strategy.deadline-seconds": 600.0,
+    "strategy.wait-seconds": 900.0,
+    "strategy.deadline-seconds": 900.0,
     "lora.rank": 2,
     "lora.alpha": 4.0,
     "train.steps": 3,
@@ -192,6 +192,18 @@ class Live:
             (os.killpg if family else os.kill)(process.pid, number)
         process.wait(timeout=30)
 
+    def revive(self) -> list[str]:
+        """Start again what has ended by itself, as the units do; returns the roles.
+
+        Where a machine is far too busy, Flower's database is locked for longer than its 5 s, and a SuperExec
+        that was answered with 500 ends, with the run.
+        """
+        ended = [role for role, process in self.processes.items() if process.returncode != -signal.SIGKILL]
+        ended = [role for role in ended if not self.alive(role)]
+        for role in ended:
+            self.start(role)
+        return ended
+
     def alive(self, role: str) -> bool:
         """Whether a role's process runs."""
         return role in self.processes and self.processes[role].poll() is None
@@ -220,7 +232,7 @@ class Live:
         """Run one of the server's commands to its end, and give what it printed."""
         done = subprocess.run(
             [str(self.server / "bin" / f"{name}.sh"), *arguments],
-            env=self.environment, capture_output=True, text=True, check=False, timeout=120,
+            env=self.environment, capture_output=True, text=True, check=False, timeout=900,
         )  # fmt: skip
         assert done.returncode == 0, f"{name}.sh: {done.stdout}\n{done.stderr}"
         return done.stdout
@@ -248,7 +260,7 @@ class Live:
         """Flower's status of a run, "finished:completed" say."""
         return str(flwr(self.server, "list", self.made.name, "--run-id", run)["runs"][0]["status"])
 
-    def wait(self, run: str, seconds: float = 550.0) -> str:
+    def wait(self, run: str, seconds: float = 1500.0) -> str:
         """Wait for the end of a run; returns its status.
 
         Flower is asked when the run's folder says that it has ended, and else rarely: each answer takes a
@@ -258,7 +270,7 @@ class Live:
         asked = time.monotonic()
         while time.monotonic() < end:
             ended = (self.folder(run) / "result.json").is_file() or not self.alive("superlink")
-            if time.monotonic() - asked > (3 if ended else 40):
+            if time.monotonic() - asked > (3 if ended else 90):
                 status = self.status(run)
                 if status.startswith("finished"):
                     return status
@@ -266,7 +278,7 @@ class Live:
             time.sleep(0.3)
         raise AssertionError(f"run {run} did not end within {seconds:g} s\n{self.tails()}")
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
         """Wait until something is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -22,6 +22,7 @@ log = "{home}/state/a/left.jsonl"
 proxy-port = {proxy}
 runtime-port = {runtime}
 """
+BASES = f'bases = ["{"00ff" * 16}"]'
 PORTS = {"port": 28443, "superlink": 28000, "proxy": 28444, "runtime": 29094}
 
 
@@ -49,8 +50,11 @@ def test_what_is_left_out_has_a_default(text):
         ("max-examples = 5000", "max-examples = -1", "expected rows"),
         ("max-rounds = 50", "max-round = 50", "did you mean 'max-rounds'"),
         ("max-rounds = 50", "max-rounds = 0", "at least 1"),
-        ('bases = ["00ff"]', "bases = []", "no run could meet it"),
-        ('bases = ["00ff"]', 'bases = "00ff"', "a list of texts"),
+        (BASES, "bases = []", "no run could meet it"),
+        (BASES, 'bases = "00ff"', "a list of texts"),
+        (BASES, 'bases = ["00ff"]', "64 hexadecimal digits"),
+        (BASES, 'encodings = ["exakt"]', "did you mean 'exact'"),
+        ("max-examples = 5000", 'network = "no"', "true or false"),
         ('"203.0.113.7"', '"https://fed.org"', "neither a DNS name nor an address"),
         ('"203.0.113.7"', '"fed.org:8443"', "neither a DNS name nor an address"),
         ('hosts = ["fed.example.org", "203.0.113.7"]', "", "needs hosts"),

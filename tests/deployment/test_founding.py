@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from fedmerge.deployment.certificates import check_pair, serials_of
 from fedmerge.deployment.federation import parse_federation
 from fedmerge.deployment.founding import found
+from fedmerge.deployment.installed_only import COMMANDS, REFUSED_COMMANDS
 from fedmerge.deployment.office import open_office, read_pair
 from fedmerge.wire.signatures import load_key, load_public, public_text
 from tests.deployment.live import NGINX, federation_table
@@ -28,7 +29,8 @@ SECRETS = {
     "ca.key", "signing.key", "superlink.key", "superexec.secret", "node.key", "client.key", "runtime.key",
     "serials.toml",
 }  # fmt: skip
-SERVER = {
+APPS = {f"apps/{command}" for command in (*COMMANDS, *REFUSED_COMMANDS)}
+SERVER = APPS | {
     "server.toml", "roster.toml", "signing.key", "signing.pub", "ca.crt", "superlink.pem",
     "superlink.key", "superexec.secret", "crl.pem", "nodes/hospital-a.pub", "nodes/hospital-b.pub",
     "flwr/config.toml", "compose.yaml", "nginx.conf", "README.md", "bin/place.sh", "bin/proxy.sh",
@@ -37,7 +39,7 @@ SERVER = {
     "systemd/fedmerge-superexec.service", "systemd/fedmerge-proxy.service",
     "systemd/fedmerge-watch.service",
 }  # fmt: skip
-SILO = {
+SILO = APPS | {
     "site.toml", "signing.key", "node.key", "node.pub", "ca.crt", "client.pem", "client.key",
     "runtime.pem", "runtime.key", "superexec.secret", "compose.yaml", "nginx.conf", "README.md",
     "bin/place.sh", "bin/proxy.sh", "bin/supernode.sh", "bin/superexec.sh",
@@ -130,7 +132,7 @@ def test_no_partys_folder_holds_another_ones_secret(founded):
 def test_secrets_are_their_owners_and_commands_can_be_run(founded):
     for path in filter(Path.is_file, founded.rglob("*")):
         mode = stat.S_IMODE(path.stat().st_mode)
-        command = path.parent.name == "bin" and path.name != "place.sh"
+        command = path.parent.name in ("bin", "apps") and path.name != "place.sh"
         assert mode == (0o600 if path.name in SECRETS else 0o755 if command else 0o644), path
     assert stat.S_IMODE(founded.stat().st_mode) == 0o700
 
@@ -156,7 +158,10 @@ def test_what_belongs_together_matches(founded):
         )
         assert (site / "node.pub").read_bytes().startswith(line)
     policy = tomllib.loads((founded / "silos/hospital-a/site.toml").read_text())["policy"]
-    assert policy == {"bases": ["00ff"], "max-rounds": 50}
+    assert policy == {
+        "bases": ["00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff"],
+        "max-rounds": 50,
+    }
     assert office.members["hospital-a"].max_examples == 5000
 
 

@@ -42,11 +42,9 @@ def whole(live: Live) -> Path:
     """The folder of a run that a straggler (round 2) and a crash (round 3) hit; rounds 1 and 4 are whole."""
     run = live.submit(**settings(4, quorum=0.6, name="faults"))
     folder = live.folder(run)
-    seen(live, folder, "round_started", 2)
-    with stopped(live, B):
+    with stopped(live, B, seen(live, folder, "round_started", 2)):
         seen(live, folder, "round_closed", 2)
-    seen(live, folder, "round_started", 3)
-    working(live, C).kill()
+    working(live, C, seen(live, folder, "round_started", 3)).kill()
     assert ended(live, run) == "finished:completed", live.tails()
     return folder
 
@@ -69,18 +67,23 @@ def reports(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def seen(live: Live, folder: Path, event: str, round: int, seconds: float = 900) -> None:
-    """Wait until an event of a round stands in the run's folder."""
+def seen(live: Live, folder: Path, event: str, round: int, seconds: float = 900) -> float:
+    """Wait until an event of a round stands in the run's folder; when it happened, by the clock."""
+    times: list[float] = []
 
     def there() -> bool:
         path = folder / "events.jsonl"
         lines = path.read_text().splitlines() if path.is_file() else []
         events = [json.loads(line) for line in lines]
-        return any(
-            each["event"] == event and each.get("report", each).get("round") == round for each in events
+        times.extend(
+            each["time"]
+            for each in events
+            if each["event"] == event and each.get("report", each).get("round") == round
         )
+        return bool(times)
 
     live.wait_for(there, f"{event} {round} of {folder.name}", seconds)
+    return times[0]
 
 
 def ended(live: Live, run: str, seconds: float = 1500) -> str:
@@ -97,36 +100,33 @@ def ended(live: Live, run: str, seconds: float = 1500) -> str:
     raise AssertionError(f"run {run} did not end\n{live.tails()}")
 
 
-def client_of(live: Live, silo: str) -> psutil.Process:
-    """The process of a silo's ClientApp, as soon as there is one."""
+def client_of(live: Live, silo: str, since: float, loaded: int = 0) -> psutil.Process:
+    """The process of a silo's ClientApp that was started after `since`, when it has loaded so many bytes."""
     port = next(each.runtime_port for each in live.made.silos if each.name == silo)
     found: list[psutil.Process] = []
 
     def there() -> bool:
         for process in psutil.process_iter():
-            try:
-                words = process.cmdline()
-            except psutil.Error:
-                continue
-            if any("clientapp" in word for word in words) and any(f":{port}" in word for word in words):
-                found.append(process)
+            with suppress(psutil.Error):
+                words = " ".join(process.cmdline())
+                ours = "flwr-clientapp" in words and f":{port}" in words and process.create_time() >= since
+                if ours and process.memory_info().rss > loaded:
+                    found.append(process)
         return bool(found)
 
-    live.wait_for(there, f"a ClientApp of {silo} runs", 120)
+    live.wait_for(there, f"a ClientApp of {silo} runs", 300)
     return found[0]
 
 
-def working(live: Live, silo: str) -> psutil.Process:
+def working(live: Live, silo: str, since: float) -> psutil.Process:
     """The process of a silo's ClientApp when it works: Flower starts one that ends before that once more."""
-    client = client_of(live, silo)
-    live.wait_for(lambda: client.memory_info().rss > LOADED_BYTES, f"the ClientApp of {silo} works", 300)
-    return client
+    return client_of(live, silo, since, LOADED_BYTES)
 
 
 @contextmanager
-def stopped(live: Live, silo: str) -> Iterator[None]:
+def stopped(live: Live, silo: str, since: float) -> Iterator[None]:
     """Inside, whatever trains for a silo stands still; its SuperNode goes on to say that it is there."""
-    client = client_of(live, silo)
+    client = client_of(live, silo, since)
     os.kill(live.pid(f"superexec/{silo}"), signal.SIGSTOP)
     client.suspend()
     try:
@@ -179,8 +179,7 @@ def test_a_node_that_is_killed_comes_back_and_gives_the_same_bytes(live: Live, w
     run = live.submit(**settings(2, quorum=1.0, name="killed", **{"strategy.deadline-seconds": 1200.0}))
     folder = live.folder(run)
     for round, first_seconds in ((1, 4.0), (2, 90.0)):
-        seen(live, folder, "round_started", round)
-        client = working(live, C)
+        client = working(live, C, seen(live, folder, "round_started", round))
         killed = time.time()
         live.kill(f"supernode/{C}")
         client.kill()

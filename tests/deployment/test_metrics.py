@@ -33,7 +33,7 @@ def report(number: int, **changes: object) -> RoundReport:
     """A round of three silos: one admitted, one refused, one missing."""
     made = RoundReport(number, ("a", "b", "c"), missing=["c"], bytes_up=100, bytes_down=300)
     made.admitted = {"a": {"examples": 1, "weight": 1.0, "norm": 1.0, "metrics": {}}}
-    made.refused = [Refusal(number, "b", "it has no metric 'num-examples'", "reply/weight")]
+    made.refuse([Refusal(number, "b", "it has no metric 'num-examples'", "reply/weight")])
     made.seconds = {"wait": 1.0, "train": 2.0, "merge": 0.5, "write": 0.25}
     made.received = Summary("accuracy", {"a": 0.5}, 0.5 + number / 10, 0.5, 0.5)
     for key, value in changes.items():

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,6 +160,15 @@ def test_a_chunk_passes_and_a_body_beyond_the_limit_does_not(world):
     chunk = b"\x01" * (5 * 1024 * 1024 + 4096)
     assert world.through_site("/v1/fleet/push-object", chunk)[0] == 200
     assert world.ask("/v1/fleet/push-object", body=b"\x01" * (13 * 1024 * 1024))[0] in (0, 413)
+
+
+@pytest.mark.slow
+def test_an_adapter_of_100_mb_passes_and_haste_is_slowed_not_refused(world):
+    chunk = b"\x01" * (5 * 1024 * 1024)
+    with ThreadPoolExecutor(2) as two:  # as Flower does
+        answers = list(two.map(lambda _: world.through_site("/v1/fleet/push-object", chunk)[0], range(20)))
+        answers += list(two.map(lambda _: world.through_site(PULL)[0], range(400)))
+    assert set(answers) == {200}
 
 
 def test_a_call_that_the_superlink_could_not_serve_is_to_be_made_again(world):

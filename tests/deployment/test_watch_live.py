@@ -21,7 +21,7 @@ from .live import SMALL, Live, federation, free_ports
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SILOS = ("hospital-a", "hospital-b")
-ROUNDS = 3
+ROUNDS = 2
 PATIENT = SMALL | {"strategy.deadline-seconds": 900.0, "strategy.wait-seconds": 600.0, "run.rounds": ROUNDS}
 DOWN_SECONDS = 75.0  # Flower gives a silent ServerApp up after 60
 
@@ -59,13 +59,14 @@ def hashes(folder: Path) -> dict[str, str]:
     return {name: hash_of(folder / name) for name in files}
 
 
+@pytest.mark.fault(37)
 def test_a_killed_superlink_costs_time_and_no_bit(tmp_path: Path) -> None:
     recipe = tmp_path / "run.toml"
     recipe.write_text(to_toml(PATIENT | {"run.name": "storm", "run.output": "storm"}))
     (port,) = free_ports(1)
     with federation(tmp_path / "fed", SILOS) as live:
         calm = live.submit(**PATIENT | {"run.output": "calm"})
-        assert live.wait(calm, seconds=1500) == "finished:completed"
+        assert live.wait(calm, seconds=1500) == "finished:completed", live.tails()
         storm = live.folder(calm).with_name("storm")
         watcher = watching(live, recipe, port)
         try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from fedmerge.config import defaults, read_config
 from fedmerge.engine.executors import InProcess
@@ -124,10 +124,14 @@ class Fork:
     Args:
         flat: its config.
         prepare: called in the fork first.
+        answer: the silos.
+        work: what is run.
     """
 
     flat: dict[str, Any]
     prepare: Callable[[], None] = lambda: None
+    answer: Callable[[Message], Message] = serve
+    work: Callable[[dict[str, Any], Callable[[Message], Message]], Any] = run
     pid: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,7 +145,7 @@ class Fork:
                 torch.set_num_threads(1)
                 os.fsync = lambda _: None  # what a killed process has written is there all the same
                 self.prepare()
-                run(self.flat)
+                self.work(self.flat, self.answer)
                 status = 0
             except BaseException:
                 Path(f"{self.flat['run.output']}.error").write_text(traceback.format_exc())
@@ -200,7 +204,7 @@ def die_at(number: int, folder: Path, count: Callable[[int], None] = lambda _: N
             event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         )
         changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
-        if (writes or changes) and str(folder) in os.fsdecode(arguments[0]) and one_more():
+        if (writes or changes) and f"{os.fsdecode(arguments[0])}/".startswith(f"{folder}/") and one_more():
             die()
 
     real_write = os.write
@@ -222,14 +226,15 @@ def die_at(number: int, folder: Path, count: Callable[[int], None] = lambda _: N
     return prepare
 
 
-def changes_of(flat: dict[str, Any]) -> int:
+def changes_of(flat: dict[str, Any], work: Callable[..., Any] = run) -> int:
     """How often a whole run changes the file system."""
     told = Path(f"{flat['run.output']}.count")
     descriptor = os.open(told, os.O_CREAT | os.O_WRONLY)
-    write = os.pwrite
-    finished = Fork(
-        flat, die_at(0, Path(flat["run.output"]), lambda n: write(descriptor, b"%09d" % n, 0) and None)
-    ).wait()
+
+    def note(done: int) -> None:
+        os.pwrite(descriptor, b"%09d" % done, 0)
+
+    finished = Fork(flat, die_at(0, Path(flat["run.output"]), note), work=work).wait()
     os.close(descriptor)
     assert finished
     return int(told.read_text())
@@ -259,4 +264,4 @@ def digest(path: Path) -> str:
 
 def no_reply(message: Message) -> Message:
     """Asks of a silo where none may be asked."""
-    raise AssertionError(f"a silo was asked: {message.metadata.message_type} {RecordDict}")
+    raise AssertionError(f"a silo was asked: {message.metadata.message_type}")

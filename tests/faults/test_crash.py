@@ -14,8 +14,8 @@ from .crashing import Fork, changes_of, die_at, finish, flat_of, outcome
 pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
 
 INSTANTS = 100
-FEW_INSTANTS = 6
-EVERY = 23  # of the changes of the file system, in `make test`
+FEW_INSTANTS = 4
+EVERY = 41  # of the changes of the file system, in `make test`
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["replies-deleted", "record"])
@@ -35,6 +35,7 @@ def undisturbed(request, tiny_base, tmp_path_factory) -> dict[str, Any]:
     return {"make": make, "outcome": found, "seconds": seconds, "changes": changes}
 
 
+@pytest.mark.fault(36)
 def test_the_run_is_worth_disturbing(undisturbed):
     found = undisturbed["outcome"]
     assert found["closed"] == [1, 2, 3, 4] and found["finished"] == 1
@@ -65,6 +66,7 @@ def test_killed_at_a_random_instant(undisturbed, tmp_path, number):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(36, 41)
 def test_killed_at_a_hundred_random_instants(undisturbed, tmp_path):
     """Faults 36 and 41: as above, a hundred times."""
@@ -91,6 +93,7 @@ def test_killed_before_some_changes_of_the_file_system(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(36)
 def test_killed_before_every_change_of_the_file_system(undisturbed, tmp_path):
     """Fault 36: every write, rename, removal and flush of a run."""
@@ -99,6 +102,7 @@ def test_killed_before_every_change_of_the_file_system(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.fault(36, 41)
 def test_killed_again_and_again_a_little_later(undisturbed, tmp_path):
     """Fault 41: a run that gets no further than some changes of the file system at a time ends, too."""

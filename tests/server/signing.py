@@ -61,7 +61,7 @@ def signed_run(
     node: Node,
     *,
     rounds: int = 1,
-    grid: type[FakeGrid] = FakeGrid,
+    grid: Callable[[Node], FakeGrid] = FakeGrid,
     identity: Identity | None = None,
     **arguments,
 ):

@@ -82,6 +82,21 @@ def record(key, value):
     return change
 
 
+def more(**records):
+    def change(content: RecordDict) -> RecordDict:
+        for name, value in records.items():
+            content[name] = value
+        return content
+
+    return change
+
+
+def swollen(content: RecordDict) -> RecordDict:
+    """Fault 21: a body of 2 MB where 80 bytes were asked."""
+    content["more"] = to_record({"more": torch.zeros(2**19)})
+    return content
+
+
 A = "base_model.model.q.lora_A.weight"
 GOOD = tensors(7)[A]
 NAN, INF = GOOD.clone(), GOOD.clone()
@@ -134,6 +149,25 @@ BAD = {
         lambda _: failure_content(Sender("b", 1, failure="X", sentence="\x1b[2J")),
         "^failed with 'X'$",
     ),
+    "a body above the cap": (swollen, r"it has 2097\d+ bytes of tensors, at most 1051728 are taken"),
+    "33 records": (more(**{f"r{n}": ConfigRecord() for n in range(30)}), "it has 33 records, at most 32"),
+    "a million metrics": (
+        more(many=ConfigRecord({str(n): n for n in range(100_001)})),
+        "metrics and keys, at most 100000",
+    ),
+    "a key of 10 kB": (
+        more(odd=ConfigRecord({"k" * 10_000: 1})),
+        r"the name 'k{80}\.\.\.' has 10000 characters",
+    ),
+    "a tensor's name of 10 kB": (replaced("k" * 10_000, torch.zeros(1)), "has 10000 characters"),
+    "a code": (
+        lambda _: failure_content(Sender("b", 1, failure="PolicyError", code="policy/steps")),
+        r"^failed with 'PolicyError' \(policy/steps\)$",
+    ),
+    "an odd code": (
+        lambda _: RecordDict({"fedmerge": ConfigRecord({"failure": "X", "code": "a b"})}),
+        "'code' is 'a b', expected a short code",
+    ),
     "empty": (lambda _: RecordDict(), "has 0 metric records"),
     "Flower error": (
         lambda _: Error(2, "boom at /x"),
@@ -154,6 +188,29 @@ def test_a_refused_reply_leaves_no_trace(case, without_b, caplog):
     assert re.search(reason, refusal.reason), refusal.reason
     assert f"round 1: b is refused: {refusal.reason}" in caplog.text
     assert strategy.rounds[0].missing == []
+
+
+CODES = {
+    "one NaN": "reply/values",
+    "transposed": "reply/tensors",
+    "extra key": "reply/tensors",
+    "truncated": "reply/tensors",
+    "no record": "reply/records",
+    "odd sender": "reply/records",
+    "weight -5": "reply/weight",
+    "past round": "reply/stale",
+    "other silo's name": "reply/silo",
+    "a body above the cap": "reply/too-large",
+    "failure": "silo/failed",
+    "a code": "policy/steps",
+    "crash": "flower/8",
+}
+
+
+@pytest.mark.parametrize("case", sorted(CODES))
+def test_refusals_are_counted_by_the_kind_of_reason(case):
+    strategy, _ = run(node_of({"b": BAD[case][0]}))
+    assert strategy.rounds[0].to_dict()["refusals"] == {CODES[case]: 1}
 
 
 def test_a_missing_silo_is_named():

@@ -112,7 +112,7 @@ def test_one_long_delta_against_the_others_does_not_make_them_the_odd_ones():
     assert factors(Clip(2, cosine=-0.5), lengths, pairs) == {"b": 0.0}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(deltas, st.randoms())
 def test_cosines_do_not_depend_on_the_order_and_are_cosines(given_deltas, random):
     lengths, pairs = measured(given_deltas)

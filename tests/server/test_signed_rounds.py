@@ -390,14 +390,9 @@ def test_the_muster_leaves_out_who_does_not_prove_its_name(odd, reason, caplog):
 
 
 def test_every_message_is_signed_for_its_silo_with_a_nonce_of_its_own():
-    grids = []
-
-    class Watched(FakeGrid):
-        def __post_init__(self):
-            grids.append(self)
-
-    signed_run(signed_node(), rounds=2, grid=Watched, **SCORED)
-    instructions = [read_instruction(message.content) for message in grids[0].sent]
+    sent = []
+    signed_run(signed_node(), rounds=2, grid=lambda node: FakeGrid(node, sent=sent), **SCORED)
+    instructions = [read_instruction(message.content) for message in sent]
     assert [each.silo for each in instructions] == list(ABC) * 4
     assert len({each.nonce for each in instructions}) == len(instructions)
     assert {each.federation for each in instructions} == {FEDERATION}

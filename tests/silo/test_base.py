@@ -103,7 +103,7 @@ def test_a_hub_id_is_fetched(copied: Path, monkeypatch: pytest.MonkeyPatch) -> N
         asked.append((model, allow_patterns))
         return str(copied)
 
-    monkeypatch.setattr(base, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     load_base(BaseSettings("owner/model"), "causal-lm", CPU)
     assert asked[0][0] == "owner/model"
     assert "*.safetensors" in asked[0][1]
@@ -114,7 +114,8 @@ def test_an_old_hub_id_has_bin_files(copied: Path, monkeypatch: pytest.MonkeyPat
     (copied / "model.safetensors").unlink()
     asked = []
     monkeypatch.setattr(
-        base, "snapshot_download", lambda model, allow_patterns: asked.append(allow_patterns) or str(copied)
+        "huggingface_hub.snapshot_download",
+        lambda model, allow_patterns: asked.append(allow_patterns) or str(copied),
     )
     assert base.base_folder(BaseSettings("owner/model")) == copied
     assert "pytorch_model*.bin" in asked[1]

@@ -93,7 +93,7 @@ def test_the_log_is_for_its_owner_and_group_and_can_be_rotated(
     asked: Message, content: RecordDict, tmp_path: Path
 ) -> None:
     log = tmp_path / "left.jsonl"
-    before = os.umask(0)
+    before = os.umask(0o077)
     try:
         write(log, Departure("a", "", asked, content))
     finally:

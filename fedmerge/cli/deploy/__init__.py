@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from fedmerge.cli.deploy import init, revoke, rotate, submit, watch
+from fedmerge.cli.deploy import doctor, init, revoke, rotate, submit, watch
 from fedmerge.cli.manner import Command
 
 app = typer.Typer(
@@ -26,3 +26,4 @@ _add("rotate", rotate.rotate)
 _add("revoke", revoke.revoke)
 _add("submit", submit.submit)
 _add("watch", watch.watch)
+_add("doctor", doctor.doctor)

@@ -1,0 +1,35 @@
+"""Whether the rounds of a run are what was written: files as hashed, rounds in a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedmerge.deployment.doctor.finding import UNKNOWN, Finding, judged
+from fedmerge.server.chain import Link, read_chain
+from fedmerge.server.storage import hash_of
+
+_REMOVED = ("deltas/", "statistics/", "replies")
+"""Admitted replies are deleted when their round is closed, unless `run.record`."""
+
+
+def whole(run: Path) -> Finding:
+    """Verify a run's rounds by the hashes in their state.json."""
+    asked = f"the hashes of {run.name}/rounds"
+    links, damage = read_chain(run / "rounds")
+    if not links and damage is None:
+        return Finding("rounds on disk", UNKNOWN, asked, "no round yet")
+    wrong = [sentence for link in links for sentence in _changed(link)] + [str(damage)] * bool(damage)
+    told = "; ".join(wrong[:3]) or f"{len(links)} rounds, each as it was written"
+    close = "something changed them after they were written; a resumed run uses the last whole one"
+    return judged("rounds on disk", bool(wrong), asked, told, close)
+
+
+def _changed(link: Link) -> Iterator[str]:
+    for name, expected in sorted(link.state["sha256"].items()):
+        path, said = link.folder / name, f"{link.folder.name}/{name}"
+        if not path.is_file():
+            if not name.startswith(_REMOVED):
+                yield f"{said} is missing"
+        elif hash_of(path) != expected:
+            yield f"{said} was changed"
