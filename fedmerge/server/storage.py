@@ -91,7 +91,7 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         shutil.rmtree(path.rename(hidden))
-    else:
+    elif path.exists() or path.is_symlink():
         path.unlink(missing_ok=True)
 
 
