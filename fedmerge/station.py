@@ -91,7 +91,9 @@ class Station:
             PolicyError: the site does not allow this base.
         """
         state = self.site.state if self.site is not None else None
-        notes = state / "fingerprints" if state is not None and state.is_dir() else None
+        notes = (
+            state / "fingerprints" if state is not None and state.is_absolute() and state.is_dir() else None
+        )
         found = check_fingerprint(self.config.silo.base, notes)
         if self.site is not None:
             self.site.policy.check_base(found)
