@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from fedmerge.adapters.adapter import Adapter
 from fedmerge.adapters.merge import Merged, MergeReport, merge
-from fedmerge.adapters.optimizers import OptimizerState
+from fedmerge.adapters.optimizers import OptimizerState, Unchanged
 from fedmerge.adapters.spaces import Space
 from fedmerge.errors import FedMergeError, RoundFailed
 from fedmerge.rules import Rule
@@ -49,7 +49,7 @@ class Merger:
             RoundFailed: the merge failed, or its result is not finite; the state is what it was.
         """
         try:
-            remembers = self.plan.optimizer.name != "none"
+            remembers = not isinstance(self.plan.optimizer, Unchanged)
             merged = self.merged(closed, self.plan.rule, self.plan.space, step=remembers)
             adapter, state = self.plan.optimizer.step(closed.received, merged, self.state)
             for name, value in adapter.tensors.items():
