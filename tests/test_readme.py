@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: str, cwd: Path) -> str:
+def run(command: str, cwd: Path, seconds: float = 500) -> str:
     bin_folder = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
     done = subprocess.run(
@@ -77,7 +77,7 @@ def run(command: str, cwd: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=500,
+        timeout=seconds,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -104,11 +104,11 @@ def test_simulation(command: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(5400)
 def test_studies_on_a_small_simulation(folder: Path) -> None:
     for command in STUDY:
         trains = command.startswith(("fedmerge compare", "fedmerge simulate"))
-        assert run(f"{command} {SMALL}" if trains else command, folder).strip()
+        assert run(f"{command} {SMALL}" if trains else command, folder, seconds=1800).strip()
     assert (folder / "run" / "report.html").is_file()
     assert (folder / "run" / "sweep" / "best" / "adapter_config.json").is_file()
 
