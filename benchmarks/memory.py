@@ -7,8 +7,9 @@ The process that is measured is what a ServerApp is in a deployment: it runs `Me
 other end is a small one in this script, whose silos answer at once with random float32 values in tensors of 1
 MB: equal chunks would be sent once only. *strategy* is a Flower app of one's own with nothing but
 `MergeStrategy`, as *flower* is one with nothing but `FedAvg`; *fedmerge* has loaded all that fedmerge's own
-ServerApp loads, transformers among it, which the first adapter needs. *Peak* is the resident memory of the
-process at its highest, its imports included; *imports* is what it took before the first round.
+ServerApp loads, and keeps a run's folder from which the run can be gone on with: every reply is written down
+before it is merged, as in a deployment. *Peak* is the resident memory of the process at its highest, its
+imports included; *imports* is what it took before the first round.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +29,7 @@ from typing import Any, ClassVar
 
 ROOT = Path(__file__).parents[1]
 CEILING_BYTES = 1_000_000_000
-"""What `MergeStrategy` in a ServerApp of one's own may take for 3 silos of 100 MB."""
+"""What fedmerge's server may take for 3 silos of 100 MB."""
 
 VALUES = 250_000
 """Of a tensor: 1 MB."""
@@ -85,32 +87,40 @@ def superlink(megabytes: int, silos: int) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
 
-def serve(kind: str, port: int, megabytes: int, silos: int, rounds: int) -> dict[str, Any]:
+def serve(given: argparse.Namespace) -> dict[str, Any]:
     """Be the ServerApp's process: run the rounds, and say what it took."""
     from flwr.serverapp.strategy import FedAvg
     from flwr.superlink.grid.http_grid import HttpGrid
 
     from fedmerge.engine.identity import empty_run, server_identity
+    from fedmerge.server.books import Keeping
+    from fedmerge.server.folder import RunFolder
     from fedmerge.server.heap import return_freed_memory
     from fedmerge.server.strategy import MergeStrategy
     from fedmerge.server.streaming import StreamingGrid
     from fedmerge.wire.records import to_record
 
+    kind, silos, rounds = given.be, given.silos, given.rounds
     if kind == "fedmerge":
         import fedmerge.server_app  # noqa: F401 (what a ServerApp has loaded)
     if kind != "flower":
         return_freed_memory()
-    grid: Any = HttpGrid(f"127.0.0.1:{port}", insecure=True, token="none")
+    grid: Any = HttpGrid(f"127.0.0.1:{given.port}", insecure=True, token="none")
     grid.set_run(empty_run(1))
     if kind != "flower":
         grid = StreamingGrid(grid)
-        strategy: Any = MergeStrategy(min_nodes=silos, evaluate=False, quorum=1.0, gate="off()")
+        kept: dict[str, Any] = {}
+        if kind == "fedmerge":
+            folder = RunFolder(given.run, {"run.rounds": rounds})
+            folder.start({})
+            kept = {"folder": folder, "observer": folder, "record": Keeping(until_closed=True)}
+        strategy: Any = MergeStrategy(min_nodes=silos, evaluate=False, quorum=1.0, gate="off()", **kept)
     else:
         everyone = {"min_available_nodes": silos, "min_train_nodes": silos, "min_evaluate_nodes": 0}
         strategy = FedAvg(fraction_evaluate=0.0, **everyone)
     imports, began = resident("VmRSS"), time.perf_counter()
     with server_identity(run_id=1):
-        strategy.start(grid, to_record(tensors(megabytes, 0)), num_rounds=rounds, timeout=600)
+        strategy.start(grid, to_record(tensors(given.megabytes, 0)), num_rounds=rounds, timeout=600)
     seconds = time.perf_counter() - began
     return {"kind": kind, "imports": imports, "peak": resident("VmHWM"), "seconds": seconds / rounds}
 
@@ -129,7 +139,9 @@ def measured(kind: str, megabytes: int, silos: int, rounds: int) -> dict[str, An
     words += ["--megabytes", str(megabytes), "--silos", str(silos), "--rounds", str(rounds)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        with tempfile.TemporaryDirectory() as run:
+            words += ["--run", f"{run}/run"]
+            done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     finally:
         server.shutdown()
         server.server_close()
@@ -150,6 +162,7 @@ def options() -> argparse.Namespace:
     reader.add_argument("--json", type=Path, help="where to write every measurement")
     reader.add_argument("--be", help=argparse.SUPPRESS)
     reader.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    reader.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     return reader.parse_args()
 
 
@@ -157,7 +170,7 @@ def main() -> int:
     """Measure; 1 where fedmerge's server took more than it may."""
     given = options()
     if given.be:
-        print(json.dumps(serve(given.be, given.port, given.megabytes, given.silos, given.rounds)))
+        print(json.dumps(serve(given)))
         return 0
     what = f"{given.silos} x {given.megabytes} MB, {given.rounds} rounds"
     print(f"{platform.machine()}, {os.cpu_count()} cores, {what}")
@@ -172,7 +185,7 @@ def main() -> int:
         )
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    over = [row for row in found if row["kind"] == "strategy" and row["peak"] > CEILING_BYTES]
+    over = [row for row in found if row["kind"] != "flower" and row["peak"] > CEILING_BYTES]
     if over and given.megabytes * given.silos <= 300:
         print(f"more than the {CEILING_BYTES / 1e6:.0f} MB that it may take", file=sys.stderr)
         return 1

@@ -46,6 +46,11 @@ class _Standing:
     sites_only = False
 
 
+def go_offline() -> None:
+    """Have what is imported from here on leave the network alone, here and in processes started from here."""
+    os.environ.update(dict.fromkeys(_OFFLINE, "1"))
+
+
 def serve_sites_only() -> None:
     """From here on refuse where the node's configuration names no site, instead of simulating one."""
     _Standing.sites_only = True
@@ -132,7 +137,7 @@ def _site(message: Message, context: Context) -> Site | None:
         logs.configure(f"silo {site.silo}", run=str(message.metadata.run_id))
         logs.note(round=_round(message))
         if not site.network:
-            os.environ.update(dict.fromkeys(_OFFLINE, "1"))
+            go_offline()
     return site
 
 

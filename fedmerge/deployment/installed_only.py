@@ -11,12 +11,14 @@ fedmerge's own apps. Other kinds of tasks (agents, models, connectors) are refus
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import io
 import sys
 import tomllib
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -30,6 +32,7 @@ _HARMLESS = {".toml", ".md"}
 _NAMES = {"LICENSE", ".info/CONTENT"}
 _LARGEST_FILE = 1 << 20
 _MOST_FILES = 1000
+_SET_NAME = 15  # PR_SET_NAME of <linux/prctl.h>
 _RUN, _COMMAND = "flwr.superlink.runtime.run_serverapp", "flwr.superlink.cli.flwr_serverapp"
 """Flower's modules that this leans on: where a bundle is unpacked, and the command."""
 
@@ -95,8 +98,15 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"fedmerge: {command!r} is not run here, only {' and '.join(COMMANDS)}\n")
         return 2
     sys.argv = arguments
+    _show_as(command)
     (_client if command == CLIENT else _server)()
     return 0
+
+
+def _show_as(command: str) -> None:
+    """Be shown under the command's name by `ps` and `top`, not as one python3 among others; on Linux."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_SET_NAME, command.encode())
 
 
 def _client() -> None:

@@ -137,7 +137,9 @@ class RunFolder:
         folder = self.round_folder(round)
         with storage.writing(folder):
             tensors = {"broadcast.safetensors": broadcast.tensors, "optimizer.safetensors": optimizer or {}}
-            files = {name: storage.tensors_bytes(values) for name, values in tensors.items() if values}
+            files: dict[str, storage.Content] = {
+                name: storage.tensors_file(values) for name, values in tensors.items() if values
+            }
             hashes = {name: storage.sha256_of(data) for name, data in files.items()}
             for place in ("deltas", "statistics") if recorded else ():
                 for path in sorted((folder / place).glob("*.safetensors")):

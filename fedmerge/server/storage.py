@@ -21,9 +21,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError, WireError
-from fedmerge.wire.tensorfile import sync_folder, write_file, write_files
+from fedmerge.wire.tensorfile import (
+    Pieces,
+    in_pieces,
+    safetensors_pieces,
+    sync_folder,
+    write_file,
+    write_files,
+)
 
 Scalar = str | int | float | bool
+Content = bytes | Pieces
+"""Of a file: as one, or in pieces that follow each other."""
 LOCK = ".lock"
 IN_USE = "is in use by another run"
 _HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}")
@@ -71,7 +80,7 @@ def try_lock(handle: IO[str]) -> bool:
     return True
 
 
-def write_bytes(path: Path, data: bytes) -> str:
+def write_bytes(path: Path, data: Content) -> str:
     """Write a file whole or not at all; returns the SHA-256 of its bytes."""
     make_folder(path.parent)
     write_file(path, data)
@@ -107,12 +116,15 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def sha256_of(data: bytes) -> str:
-    """SHA-256 of bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def sha256_of(data: Content) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    for piece in in_pieces(data):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
-def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_together(folder: Path, files: Mapping[str, Content]) -> None:
     """Write files of one folder, each whole or not at all; where the last one is, the others are too."""
     make_folder(folder)
     write_files(folder, files)
@@ -135,22 +147,15 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], silo: str = "") -> str:
     """Write a safetensors file, with a silo's name where there is one; returns its SHA-256."""
-    return write_bytes(path, tensors_bytes(tensors, silo))
+    return write_bytes(path, tensors_file(tensors, silo))
 
 
-def tensors_bytes(tensors: Mapping[str, Tensor], silo: str = "") -> bytes:
-    """A safetensors file, with a silo's name where there is one.
+def tensors_file(tensors: Mapping[str, Tensor], silo: str = "") -> Pieces:
+    """The content of a safetensors file, with a silo's name where there is one.
 
     Names of tensors may be any strings: a server optimizer's are "momentum/<name>".
     """
-    dense = {name: _own(tensor) for name, tensor in tensors.items()}
-    return safetensors.torch.save(dense, {"silo": silo} if silo else None)
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU with memory of its own: safetensors refuses tensors that share theirs."""
-    values = tensor.detach().cpu().contiguous()
-    return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
+    return safetensors_pieces(tensors, {"silo": silo} if silo else {})
 
 
 def read_tensors(path: Path, digest: str) -> tuple[dict[str, Tensor], str]:

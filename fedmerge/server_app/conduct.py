@@ -28,11 +28,11 @@ from fedmerge.server_app.baselines import Baselines
 from fedmerge.server_app.errands import Errands
 from fedmerge.server_app.failure import intact
 from fedmerge.server_app.finale import Finale
+from fedmerge.server_app.first_adapter import first_adapter
 from fedmerge.server_app.held import held
 from fedmerge.server_app.muster import Muster, expects_gpu, muster, rounds_of
 from fedmerge.server_app.personal import Results
 from fedmerge.server_app.scoring import Scores, Scoring
-from fedmerge.silo.lora import initial_adapter
 from fedmerge.silo.private import check_parts, shared_part
 from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.wire.protocol import Instruction
@@ -130,9 +130,10 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, 
     """Learn who takes part; only then does the folder of an earlier run of the same config begin anew."""
     saved = resumption.saved_run(config, folder.path) if config.run.resume == "auto" else None
     observer.phase("waiting for nodes")
-    silos = muster(grid, config, resumption.names(saved))
-    silos = silos if saved is None else resumption.same_run(saved, config, silos)
-    initial = initial_adapter(config.silo, silos.labels or None)
+    with first_adapter(config.silo) as initial_adapter:
+        silos = muster(grid, config, resumption.names(saved))
+        silos = silos if saved is None else resumption.same_run(saved, config, silos)
+        initial = initial_adapter(silos.labels or None)
     scorer = held(config, silos)
     check_parts(initial, config.silo.lora.private_parts)
     if saved is not None:

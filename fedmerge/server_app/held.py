@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fedmerge.adapters import Adapter
 from fedmerge.config import Config
@@ -11,7 +12,9 @@ from fedmerge.errors import ConfigError
 from fedmerge.server_app.muster import Muster
 from fedmerge.silo.order import Order
 from fedmerge.silo.server_rows import SERVER, load_server
-from fedmerge.silo.worker import Worker
+
+if TYPE_CHECKING:
+    from fedmerge.silo.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ def held(config: Config, silos: Muster) -> Held | None:
             f"strategy.shadow-scoring = 'server': with lora.private = {config.silo.lora.private!r} the "
             "server has a part of each adapter alone, and nothing to score; score at the 'silos'"
         )
+    from fedmerge.silo.worker import Worker  # noqa: PLC0415 (transformers, for a server that scores alone)
+
     rows = load_server(config.silo, silos.labels)
     # In a deployment train.device is a matter of the silos.
     device = config.silo.train.device if silos.roster.shared else "auto"

@@ -27,7 +27,7 @@ from fedmerge.server.returning import QUERY_SECONDS
 from fedmerge.server.roster import Roster, ask, check_devices, wait_for_nodes
 from fedmerge.server.sampling import sample
 from fedmerge.server.settings import StrategySettings
-from fedmerge.silo.base import check_fingerprint
+from fedmerge.silo.base_files import check_fingerprint
 from fedmerge.silo.data import agreed_labels
 from fedmerge.wire.protocol import Card, QueryReply
 from fedmerge.wire.schema import shown

@@ -101,7 +101,7 @@ def same_start(saved: Saved, initial: Adapter) -> None:
     Raises:
         CheckpointError: it would.
     """
-    digest = storage.sha256_of(storage.tensors_bytes(initial.tensors))
+    digest = storage.sha256_of(storage.tensors_file(initial.tensors))
     if saved.links[0].state["sha256"].get(BROADCAST) != digest:
         raise CheckpointError(
             f"{saved.links[0].folder}: the run began with another adapter than this base and configuration "

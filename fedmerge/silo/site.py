@@ -7,6 +7,7 @@ The SuperNode's node-config names the file: ``--node-config "site='/etc/fedmerge
     state = "/var/lib/fedmerge"           # folder for what never leaves: private tensors, hashes of bases
     base = "/srv/models/MiniLM"           # where the base lies here; left out: where the run's config says
     network = false                       # may a base that the run names be fetched from the Hub?
+    preload = true                        # keep torch loaded between messages (0.5 GB), or load it for each?
     federation = "heart-study"            # this and the two keys: all three, or none where nothing is signed
     signing-key = "signing.key"           # Ed25519, mode 0600; relative to this file
     server-key = "base64 of the server's Ed25519 public key"
@@ -49,7 +50,7 @@ CODE = "site/file"
 """What the server is told where a site's file can't be used."""
 
 _TEXTS = ("silo", "data", "state", "base", "federation", "signing-key", "server-key", "log")
-_KEYS = (*_TEXTS, "network", "policy")
+_KEYS = (*_TEXTS, "network", "preload", "policy")
 _SIGNED = ("federation", "signing-key", "server-key")
 _LISTS = ("bases", "tasks", "columns", "encodings")
 _COUNTS = ("max-rounds", "max-steps", "min-silos")
@@ -68,6 +69,7 @@ class Site:
         state: folder for what never leaves; None where there is none.
         base: in place of the run's `base.model`; "" leaves that.
         network: whether a base may be fetched.
+        preload: whether the site keeps a process with torch loaded, from which ClientApps are forked.
         federation: that messages are signed for; "" where nothing is signed.
         signing_key: file of the silo's private key.
         server_key: the server's public key, as base64.
@@ -80,6 +82,7 @@ class Site:
     state: Path | None = None
     base: str = ""
     network: bool = True
+    preload: bool = True
     federation: str = ""
     signing_key: Path | None = None
     server_key: str = ""
@@ -170,7 +173,8 @@ def _checked(table: Mapping[str, Any], folder: Path) -> Site:
         data=_data(texts["data"]),
         state=_folder("state", texts["state"]),
         base=_base(texts["base"]),
-        network=_switch(table, "network"),
+        network=_switch(table, "network", usual=False),
+        preload=_switch(table, "preload", usual=True),
         federation=texts["federation"],
         signing_key=_signing(texts, folder),
         server_key=texts["server-key"],
@@ -192,8 +196,8 @@ def _text(table: Mapping[str, Any], key: str) -> str:
     return value.strip()
 
 
-def _switch(table: Mapping[str, Any], key: str) -> bool:
-    value = table.get(key, False)
+def _switch(table: Mapping[str, Any], key: str, *, usual: bool) -> bool:
+    value = table.get(key, usual)
     if not isinstance(value, bool):
         raise ConfigError(f"{key} = {value!r}: expected true or false")
     return value

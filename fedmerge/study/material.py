@@ -108,4 +108,4 @@ def at_scaling(adapter: Adapter, like: Adapter) -> Adapter:
 
 
 def _hash(adapter: Adapter) -> str:
-    return storage.sha256_of(storage.tensors_bytes(dict(sorted(adapter.tensors.items()))))
+    return storage.sha256_of(storage.tensors_file(dict(sorted(adapter.tensors.items()))))

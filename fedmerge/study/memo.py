@@ -103,7 +103,7 @@ class Memo:
             for record, values in answer.records.items()
             for name, value in values.items()
         }
-        data = storage.tensors_bytes(tensors)
+        data = storage.tensors_file(tensors)
         about = {
             "sha256": storage.sha256_of(data),
             "records": list(answer.records),
@@ -111,7 +111,10 @@ class Memo:
             "sender": dict(answer.sender),
         }
         with storage.writing(tensors_path):
-            files = {tensors_path.name: data, about_path.name: storage.json_bytes(about)}
+            files: dict[str, storage.Content] = {
+                tensors_path.name: data,
+                about_path.name: storage.json_bytes(about),
+            }
             storage.write_together(tensors_path.parent, files)
 
     def _paths(self, key: str) -> tuple[Path, Path]:

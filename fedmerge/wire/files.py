@@ -19,7 +19,7 @@ from fedmerge.adapters.adapter import Adapter, Lora
 from fedmerge.adapters.pairs import split_names
 from fedmerge.errors import AdapterMismatch, ConfigError, WireError
 from fedmerge.wire.folders import file_in, find_folder, read_json
-from fedmerge.wire.tensorfile import read_tensors, sync_folder, tensor_bytes, write_file
+from fedmerge.wire.tensorfile import Pieces, read_tensors, sync_folder, tensor_pieces, write_file
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -122,9 +122,9 @@ def save_adapter(
     folder = Path(folder)
     _check_target(folder, overwrite)
     config = _config(adapter, base_model, task_type)
-    written = {
+    written: dict[str, bytes | Pieces] = {
         CONFIG_FILE: _json(config),
-        TENSOR_FILE: tensor_bytes(adapter.tensors, _file_metadata(adapter, config)),
+        TENSOR_FILE: tensor_pieces(adapter.tensors, _file_metadata(adapter, config)),
     }
     if card:
         written[CARD_FILE] = card.encode()
@@ -228,7 +228,7 @@ def _json(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def _write_folder(folder: Path, files: Mapping[str, bytes | Pieces]) -> None:
     """A new folder is renamed into place with its files; an old one's files are replaced one by one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.is_dir():

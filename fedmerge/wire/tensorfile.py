@@ -6,14 +6,19 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedmerge.errors import WireError
+
+Pieces = Sequence[memoryview]
+"""The content of a file, in the order in which it is written: a large one need not be built in memory."""
 
 LONGEST_NAME = 512
 
@@ -46,13 +51,13 @@ def write_tensors(
         WireError: a name that is not fit for a tensor, or the disk refuses.
     """
     try:
-        write_file(path, tensor_bytes(tensors, metadata or {}))
+        write_file(path, tensor_pieces(tensors, metadata or {}))
     except OSError as error:
         raise WireError(f"{path} can't be written: {error}") from error
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file. The library writes metadata in random order, so the header is written here.
+def tensor_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Pieces:
+    """A safetensors file of checked names; its metadata in a fixed order, which the library does not keep.
 
     Raises:
         WireError: a name that is not fit for a tensor, or metadata that are no strings.
@@ -62,16 +67,34 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str) or key == "format":
             raise WireError(f"metadata {key!r}: {value!r}; expected strings, and 'format' is the file's own")
-    dense = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    plain = safetensors.torch.save(dense)
-    length = int.from_bytes(plain[:8], "little")
-    header = {
-        "__metadata__": {"format": "pt", **dict(sorted(metadata.items()))},
-        **json.loads(plain[8 : 8 + length]),
-    }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    return safetensors_pieces(tensors, {"format": "pt", **dict(sorted(metadata.items()))})
+
+
+def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Pieces:
+    """What `safetensors.torch.save` gives: a header, and then each tensor's own memory, none of it copied.
+
+    The library copies every tensor twice. Here it is asked for the header of tensors with the same names and
+    dtypes and no values: order and names of the dtypes are its own. A tensor that is not on the CPU, or not
+    contiguous, is copied once.
+    """
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    empty = safetensors.torch.save(
+        {name: torch.empty(0, dtype=tensor.dtype) for name, tensor in dense.items()}
+    )
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, entry in json.loads(empty[8:]).items():
+        begin, end = end, end + dense[name].nbytes
+        header[name] = {**entry, "shape": list(dense[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + plain[8 + length :]
+    values = [_memory(dense[name]) for name in header if name in dense]
+    return [memoryview(len(text).to_bytes(8, "little") + text), *values]
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, as they lie there."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def check_name(name: str) -> None:
@@ -91,8 +114,8 @@ def check_name(name: str) -> None:
         raise WireError(f"{shown!r} is no tensor's name, which is ASCII words between dots")
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
+def write_file(path: Path, data: bytes | Pieces) -> None:
+    """Write a file whole or not at all; its content as one, or in pieces that follow each other.
 
     Raises:
         OSError: the disk refuses; a file that was there is as it was.
@@ -100,7 +123,7 @@ def write_file(path: Path, data: bytes) -> None:
     write_files(path.parent, {path.name: data})
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_files(folder: Path, files: Mapping[str, bytes | Pieces]) -> None:
     """Write files of one folder, each whole or not at all, and only when all of them are on the disk.
 
     They take their places in the order given, so that where the last one is, the others are too. The folder
@@ -123,11 +146,17 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     sync_folder(folder)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def in_pieces(data: bytes | Pieces) -> Pieces:
+    """The content of a file, given as one or in pieces, in pieces."""
+    return [memoryview(data)] if isinstance(data, bytes) else data
+
+
+def _write_durably(path: Path, data: bytes | Pieces) -> None:
     with path.open("xb", buffering=0) as file:
-        left = memoryview(data)
-        while left:
-            left = left[file.write(left) :]
+        for piece in in_pieces(data):
+            left = piece
+            while left:
+                left = left[file.write(left) :]
         os.fsync(file.fileno())
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fedmerge.deployment.installed_only import CLIENT
 from fedmerge.deployment.watching.flower import Flower
 from fedmerge.errors import RoundFailed
 
@@ -22,7 +23,7 @@ from .live import Live, federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-LOADED_BYTES = 350 * 2**20  # torch is imported, which happens after the message was taken
+WORKED_SECONDS = 0.6  # of CPU time: it has taken its message, and loads the base
 A, B, C = "hospital-a", "hospital-b", "hospital-c"
 
 
@@ -100,17 +101,18 @@ def ended(live: Live, run: str, seconds: float = 1500) -> str:
     raise AssertionError(f"run {run} did not end\n{live.tails()}")
 
 
-def client_of(live: Live, silo: str, since: float, loaded: int = 0) -> psutil.Process:
-    """The process of a silo's ClientApp that was started after `since`, when it has loaded so many bytes."""
-    port = next(each.runtime_port for each in live.made.silos if each.name == silo)
+def client_of(live: Live, silo: str, since: float, worked: float = 0.0) -> psutil.Process:
+    """The process of a silo's ClientApp that was started after `since`, when it has computed for so long."""
+    state = next(each.state for each in live.made.silos if each.name == silo)
     found: list[psutil.Process] = []
 
     def there() -> bool:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                words = " ".join(process.cmdline())
-                ours = "flwr-clientapp" in words and f":{port}" in words and process.create_time() >= since
-                if ours and process.memory_info().rss > loaded:
+                if process.name() != CLIENT or process.create_time() < since:
+                    continue
+                ours = process.environ().get("FLWR_HOME", "").startswith(f"{state}/")
+                if ours and process.cpu_times().user >= worked:
                     found.append(process)
         return bool(found)
 
@@ -120,7 +122,7 @@ def client_of(live: Live, silo: str, since: float, loaded: int = 0) -> psutil.Pr
 
 def working(live: Live, silo: str, since: float) -> psutil.Process:
     """The process of a silo's ClientApp when it works: Flower starts one that ends before that once more."""
-    return client_of(live, silo, since, LOADED_BYTES)
+    return client_of(live, silo, since, WORKED_SECONDS)
 
 
 @contextmanager
@@ -206,7 +208,7 @@ def test_all_fail_and_the_run_does_too(live: Live) -> None:
 
 @pytest.mark.fault(35)
 def test_below_the_quorum_the_run_ends(live: Live) -> None:
-    os.kill(live.pid(f"supernode/{A}"), signal.SIGTERM)  # it says good-bye: Flower knows at once
+    live.kill(f"supernode/{A}", signal.SIGTERM)  # it says good-bye: Flower knows at once
     live.wait_for(lambda: live.online() == 2, "two nodes are left")
     run = live.submit(**settings(1, quorum=1.0, name="two", **{"strategy.wait-seconds": 20.0}))
     assert ended(live, run) == "finished:failed"

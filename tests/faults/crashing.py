@@ -29,6 +29,7 @@ from fedmerge.engine.identity import server_identity
 from fedmerge.server import exact
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
+from fedmerge.silo import lora  # noqa: F401 (what the first adapter takes, so that no fork loads it)
 from fedmerge.wire.protocol import Card, QueryReply, Sender, read_candidates, read_instruction, reply_content
 from fedmerge.wire.records import from_record
 

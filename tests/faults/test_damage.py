@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from fedmerge.errors import CheckpointError
 from fedmerge.server.merging import Merger
 from fedmerge.server_app import outcome as told
+from fedmerge.silo import lora
 from fedmerge.wire.protocol import read_instruction
 
 from . import crashing
@@ -261,14 +261,13 @@ def test_another_base_is_refused(flat, monkeypatch):
 
 
 def test_another_initial_adapter_is_refused(flat, monkeypatch):
-    module = sys.modules["fedmerge.server_app.conduct"]
-    made = module.initial_adapter
+    made = lora.initial_adapter
 
     def other(*arguments):
         adapter = made(*arguments)
         return replace(adapter, tensors={name: tensor + 1 for name, tensor in adapter.tensors.items()})
 
-    monkeypatch.setattr(module, "initial_adapter", other)
+    monkeypatch.setattr(lora, "initial_adapter", other)
     refused(flat, r"0000: the run began with another adapter than this base and configuration give now")
 
 

@@ -20,8 +20,8 @@ MEMORY = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 @pytest.mark.slow
 def test_a_server_of_three_silos_of_100_mb_takes_less_than_a_gigabyte(tmp_path):
-    """A Flower app of one's own with `MergeStrategy`; all imports are counted."""
-    command = [sys.executable, MEMORY, "--only", "strategy", "--json", tmp_path / "found.json"]
+    """Our own ServerApp, that writes each reply down before it is merged; all imports are counted."""
+    command = [sys.executable, MEMORY, "--only", "fedmerge", "--json", tmp_path / "found.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     [found] = json.loads((tmp_path / "found.json").read_text())

@@ -40,9 +40,12 @@ class Running:
 def running(commands: tuple[str, ...] = _COMMANDS) -> list[Running]:
     """The processes of Flower that this user may see."""
     found = []
-    for process in psutil.process_iter(["pid", "cmdline", "uids"]):
+    for process in psutil.process_iter(["pid", "name", "cmdline", "uids"]):
         words = tuple(process.info["cmdline"] or ())
-        names = [Path(word).name for word in words[:4]]
+        names = [
+            process.info["name"],
+            *(Path(word).name for word in words[:6]),
+        ]  # "python -m <module> <name>"
         command = next((name for name in names if name in commands), "")
         if command:
             uids = process.info["uids"]

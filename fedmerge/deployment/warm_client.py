@@ -1,0 +1,42 @@
+"""A ClientApp in a fork of a process that has loaded what it takes: what runs there, and what is loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from fedmerge.deployment.installed_only import main
+
+LOADED = (
+    "fedmerge.client_process",
+    "fedmerge.client_app",
+    "fedmerge.station",
+    "fedmerge.silo.credentials",
+    "fedmerge.silo.departures",
+    "fedmerge.silo.worker",
+)
+"""Modules that a message needs: Flower's client, torch, and with the last one transformers and PEFT."""
+
+
+def ready() -> None:
+    """Do nothing: a fork that could run it shows that everything is loaded."""
+
+
+def serve(command: list[str]) -> None:
+    """Serve one message, as the command `flwr-clientapp` does that this is with its arguments."""
+    if holds_a_gpu():  # and forks of it could not use one
+        os.execvp(command[0], command)  # found on the PATH, as Flower finds it
+    sys.exit(main(command))
+
+
+def holds_a_gpu(descriptors: Path = Path("/proc/self/fd")) -> bool:
+    """Whether this process has opened a GPU: CUDA works in no fork of one that has."""
+    with suppress(OSError):
+        return any(str(path.readlink()).startswith("/dev/nvidia") for path in _links(descriptors))
+    return False
+
+
+def _links(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_symlink()]
