@@ -137,7 +137,7 @@ FAULTS: dict[str, dict[int, Fault]] = {
         ),
         48: Fault(
             "100 MB of random values from each of 3 silos",
-            "the ServerApp, which writes each reply down before it merges, stays below 1 GB, imports included",
+            "the ServerApp stays below 1 GB, imports included; it writes each reply down before it merges",
         ),
         49: Fault("500 rounds in one process", "memory, descriptors, threads and disk stay flat"),
         50: Fault(
