@@ -24,6 +24,7 @@ from flwr.clientapp import ClientApp
 
 from fedmerge import logs
 from fedmerge.errors import ConfigError, FedMergeError
+from fedmerge.wire.packing import is_packed, pack, unpack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,6 +112,7 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 def _answer(message: Message, context: Context, work: str) -> Message:
     """The reply; where the work raises, one that says so. A traceback stays in this node's log."""
     began, site, problem = time.monotonic(), None, None
+    packed = is_packed(message.content)
     try:
         site = _site(message, context)
         content = _worked(message, context, site, work)
@@ -123,7 +125,7 @@ def _answer(message: Message, context: Context, work: str) -> Message:
     if site is not None:
         content = _departing(message, context, site, content, problem)
         logger.info("%s answered in %.1f s", message.metadata.message_type, time.monotonic() - began)
-    return Message(content, reply_to=message)
+    return Message(pack(content) if packed else content, reply_to=message)
 
 
 def _site(message: Message, context: Context) -> Site | None:
@@ -144,6 +146,7 @@ def _site(message: Message, context: Context) -> Site | None:
 def _worked(message: Message, context: Context, site: Site | None, work: str) -> RecordDict:
     from fedmerge.silo.lateness import Lifetime  # noqa: PLC0415
 
+    unpack(message.content)
     metadata = message.metadata
     lifetime = Lifetime(metadata.created_at, metadata.ttl, time.time())
     if site is not None:

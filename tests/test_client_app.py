@@ -13,6 +13,8 @@ from fedmerge import client_app
 from fedmerge.config import read_config
 from fedmerge.engine.identity import server_identity, stamp
 from fedmerge.silo.lora import initial_adapter
+from fedmerge.wire.digests import digest
+from fedmerge.wire.packing import is_packed, pack, unpack
 from fedmerge.wire.payloads import message_payload, put_signature, reply_payload
 from fedmerge.wire.protocol import (
     CONFIG,
@@ -94,6 +96,21 @@ def test_the_same_order_gives_the_same_bits_whatever_came_between(flat):
 def test_deltas_travel_in_the_encoding_of_the_run(tiny_flat):
     flat = tiny_flat(wire__encoding="bf16")
     assert {array.dtype for array in ask("train", order(flat), flat)["arrays"].values()} == {"bfloat16"}
+
+
+def test_a_packed_order_is_answered_packed(flat):
+    plain, packed = (ask("train", form(order(flat)), flat) for form in (lambda content: content, pack))
+    assert is_packed(packed) and not is_packed(plain)
+    unpack(packed)
+    assert digest(packed["arrays"]) == digest(plain["arrays"])
+    scores = ask("evaluate", pack(order(flat, also=("again",), epochs=0, steps=0)), flat)
+    assert scores.metric_records and not scores.array_records
+
+
+def test_a_packed_order_that_is_none_is_a_failure_reply(flat):
+    content = pack(order(flat))
+    content["arrays"]["packed"].data = b"?"
+    assert read_sender(ask("train", content, flat)).failure == "WireError"
 
 
 def test_evaluation_scores_every_candidate_on_every_split(flat):

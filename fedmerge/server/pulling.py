@@ -15,8 +15,10 @@ from flwr.app import Error, Message
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
+from fedmerge.errors import WireError
 from fedmerge.server.inflation import Oversized, limited, most_bytes
 from fedmerge.server.reading import FOREIGN, OVERSIZED, UNREADABLE
+from fedmerge.wire.packing import unpack
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +55,12 @@ def pull(grid: Grid, awaited: Awaited) -> Iterable[Message]:
     try:
         with limited(grid, awaited.most_bytes):
             replies = list(grid.pull_messages([awaited.message_id]))
+        for reply in replies:
+            if reply.has_content():
+                unpack(reply.content)
     except Oversized as problem:
         return [_instead(awaited, OVERSIZED, str(problem))]
-    except DAMAGE as problem:
+    except (WireError, *DAMAGE) as problem:
         return [_instead(awaited, UNREADABLE, type(problem).__name__)]
     for place, reply in enumerate(replies):
         said = reply.metadata.reply_to_message_id

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from copy import copy
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmerge.server.pulling import Awaited, pull
+from fedmerge.wire.packing import pack
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +34,16 @@ class StreamingGrid(Grid):
     Args:
         grid: any Flower grid.
         longest_pause_seconds: between two looks for replies.
+        packed: send the tensors of a message as one array (`fedmerge.wire.packing`), which only fedmerge's
+            own ClientApp reads; it answers likewise. What comes packed is always unpacked.
     """
 
-    def __init__(self, grid: Grid, *, longest_pause_seconds: float = _LONGEST_SECONDS) -> None:
+    def __init__(
+        self, grid: Grid, *, longest_pause_seconds: float = _LONGEST_SECONDS, packed: bool = False
+    ) -> None:
         """Wrap `grid`."""
         self.grid = grid
+        self.packed = packed
         self.longest_pause_seconds = longest_pause_seconds
 
     def __getattr__(self, name: str) -> Any:
@@ -92,7 +99,7 @@ class StreamingGrid(Grid):
                 by then is still yielded, however long the receiver took over the replies before it.
         """
         outgoing = list(messages)
-        pushed = list(self.grid.push_messages(outgoing)) if outgoing else []
+        pushed = list(self.grid.push_messages(self._as_sent(outgoing))) if outgoing else []
         waiting = {
             message_id: Awaited.of(message, message_id)
             for message, message_id in zip(outgoing, pushed, strict=True)
@@ -102,6 +109,16 @@ class StreamingGrid(Grid):
             logger.warning("%d of %d messages could not be sent", len(outgoing) - len(waiting), len(outgoing))
         end = None if timeout is None else time.monotonic() + timeout
         return self._replies(waiting, end)
+
+    def _as_sent(self, messages: list[Message]) -> list[Message]:
+        """The messages as they travel; those that were given keep their tensors, to judge the replies by."""
+        if not self.packed:
+            return messages
+        known: dict[int, ArrayRecord] = {}  # one broadcast goes to all silos
+        travelling = [copy(message) for message in messages]
+        for message in travelling:
+            message.content = pack(message.content, known)
+        return travelling
 
     def _replies(self, waiting: dict[str, Awaited], end: float | None) -> Iterator[Message]:
         """Look for each reply in turn until all are there, or until one whole look after `end`."""

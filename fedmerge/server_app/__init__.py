@@ -37,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
         config = deployed.placed(config) if deployed else config
         with tracked(config, Noting()) as observer:
             identity = deployed.identity if deployed else None
-            result = conduct(config, StreamingGrid(grid), observer, identity=identity)
+            result = conduct(config, StreamingGrid(grid, packed=True), observer, identity=identity)
     for line in summary(result):
         flower.info("%s", line)
 

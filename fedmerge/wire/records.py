@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmerge.errors import WireError
+from fedmerge.wire.packing import new_array
 from fedmerge.wire.schema import (
     DTYPE_NAMES,
     DTYPES,
@@ -58,9 +59,7 @@ def _to_array(name: str, tensor: Tensor) -> Array:
         data, stype = values.view(torch.int16).numpy().tobytes(), RAW_STYPE
     else:
         data, stype = b"".join((numpy_header(dtype, shape), values.numpy().data)), NUMPY_STYPE
-    array = Array.__new__(Array)  # its __init__ takes longer than all of the above
-    vars(array).update(dtype=dtype, shape=shape, stype=stype, data=data)
-    return array
+    return new_array(dtype, shape, stype, data)
 
 
 def shared_record(tensors: dict[str, Tensor]) -> tuple[ArrayRecord, dict[str, Tensor]]:
@@ -109,7 +108,8 @@ def from_record(record: ArrayRecord, schema: Schema | None = None, *, keep: bool
     Args:
         record: what came over the wire.
         schema: what it must be; None takes the record's own claims, and still holds them against its bytes.
-        keep: False empties the record tensor by tensor, so that two copies of it never stand in memory.
+        keep: False empties the record tensor by tensor, so that two copies of it never stand in memory; where
+            its bytes may be written, as those of a reply that came packed, they become the tensors' own.
 
     Raises:
         WireError: the record is not what the schema, or it itself, says. Nothing was decoded then.
@@ -119,16 +119,17 @@ def from_record(record: ArrayRecord, schema: Schema | None = None, *, keep: bool
     tensors: dict[str, Tensor] = {}
     for name, entry in schema.entries.items():
         array = record[name] if keep else record.pop(name)
-        tensors[name] = _to_tensor(array.data, entry, layouts[name])
+        tensors[name] = _to_tensor(array.data, entry, layouts[name], keep=keep)
     return tensors
 
 
-def _to_tensor(data: bytes, entry: Entry, layout: Layout) -> Tensor:
-    """Copy the values out of checked bytes."""
+def _to_tensor(data: bytes, entry: Entry, layout: Layout, *, keep: bool = True) -> Tensor:
+    """Copy the values out of checked bytes; those that nobody keeps, and that can be written, are taken."""
     dtype = DTYPES[entry.dtype][0]
     if not entry.bytes:
         return torch.empty(entry.shape, dtype=dtype)
-    raw = bytearray(memoryview(data)[layout.offset :])
+    there = memoryview(data)[layout.offset :]
+    raw = bytearray(there) if keep or there.readonly else there
     values = torch.frombuffer(raw, dtype=torch.uint8 if dtype is torch.bool else dtype)
     values = values.ne(0) if dtype is torch.bool else values
     if layout.fortran:

@@ -130,12 +130,12 @@ def _read_header(name: str, data: bytes, entry: Entry) -> Layout:
         WireError: there is no such header, or it claims another dtype or shape.
     """
     usual = numpy_header(entry.dtype, entry.shape)
-    if data.startswith(usual):
+    if data[: len(usual)] == usual:  # bytes, or a look into a packed record's
         return Layout(len(usual), False)
     if data[:8] != b"\x93NUMPY\x01\x00" or len(data) < 10:
         raise WireError(f"{shown(name)} does not begin with the header of a NumPy array")
     end = 10 + int.from_bytes(data[8:10], "little")
-    match = _HEADER.fullmatch(data[10:end])
+    match = _HEADER.fullmatch(bytes(data[10:end]))
     if match is None:
         raise WireError(f"{shown(name)} has a NumPy header that is not of a plain array of numbers")
     descr, shape = match["descr"].decode("latin-1"), _shape(match["shape"])

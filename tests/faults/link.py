@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectResponse
@@ -24,6 +24,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedmerge.engine.identity import empty_run
+from fedmerge.wire.packing import is_packed, pack, unpack
 from fedmerge.wire.protocol import read_instruction
 from tests.server.world import Node
 
@@ -35,7 +36,7 @@ Tamper = Callable[[Objects], None]
 
 
 class Link:
-    """The Runtime API of a SuperLink whose nodes are a function.
+    """The Runtime API of a SuperLink whose nodes are a function; to packed messages they answer packed.
 
     Args:
         node: answers a message.
@@ -93,9 +94,12 @@ class Link:
         message.metadata.__dict__["_message_id"] = tree.object_id
         silo = read_instruction(message.content).silo
         self.sent.append((silo, tree.object_id))
+        packed = is_packed(message.content)
+        unpack(message.content)
         answer = self.node(message)
         if answer is None:
             return None
+        answer = pack(answer) if packed and isinstance(answer, RecordDict) else answer
         reply = Message(answer, reply_to=message)
         objects = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
         self.tamper.get(silo, lambda objects: None)(objects)

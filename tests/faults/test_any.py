@@ -74,7 +74,13 @@ class Ended:
 
 
 def ended(
-    schema: Schema, rule: str, corruption: Corruption | None, *, signed: bool = False, absent: bool = False
+    schema: Schema,
+    rule: str,
+    corruption: Corruption | None,
+    *,
+    packed: bool = False,
+    signed: bool = False,
+    absent: bool = False,
 ) -> Ended:
     """One round of three good silos and a bad one, over Flower's own grid."""
 
@@ -91,7 +97,7 @@ def ended(
     tamper = {}
     if corruption is not None and corruption.byte_changes:
         tamper = {BAD: flips(random.Random(corruption.seed), corruption.byte_changes)}
-    grid: Grid = StreamingGrid(link_grid(node, tamper))
+    grid: Grid = StreamingGrid(link_grid(node, tamper), packed=packed)
     grid = SignedGrid(grid, identity_of()) if signed else grid
     with TemporaryDirectory() as place, server_identity(run_id=1):
         folder = RunFolder(Path(place) / "run", {"run.seed": 0})
@@ -127,13 +133,13 @@ def whole(content: RecordDict) -> bool:
     return all(isinstance(content.get(key), kind) and content[key] for key, kind in kinds.items())
 
 
-def holds(schema: Schema, rule: str, corruption: Corruption) -> bool:
+def holds(schema: Schema, rule: str, corruption: Corruption, *, packed: bool = False) -> bool:
     """Whether a round with the bad silo ends as it may.
 
     Without signatures a changed number is another good number: then the others' deltas must have come as they
     were sent. Where dtypes are narrow, or wider than the sums, such numbers may be beyond what can be merged.
     """
-    found = ended(schema, rule, corruption)
+    found = ended(schema, rule, corruption, packed=packed)
     if found.failure:
         overflows = "the merge overflows" in found.failure and {dtype for _, dtype in schema.values()} - {
             torch.float32
@@ -148,9 +154,9 @@ def holds(schema: Schema, rule: str, corruption: Corruption) -> bool:
     )
 
 
-def holds_signed(schema: Schema, rule: str, corruption: Corruption) -> bool:
+def holds_signed(schema: Schema, rule: str, corruption: Corruption, *, packed: bool = False) -> bool:
     """With signatures there are two outcomes: all took part as they signed, or one did not take part."""
-    found = ended(schema, rule, corruption, signed=True)
+    found = ended(schema, rule, corruption, signed=True, packed=packed)
     expected = ended(schema, rule, None, signed=True, absent=BAD not in found.taken)
     return not found.failure and found.broadcasts == expected.broadcasts
 
@@ -166,17 +172,19 @@ PROPERTIES = pytest.mark.parametrize("property_holds", [holds, holds_signed])
 
 @PROPERTIES
 @settings(max_examples=25, derandomize=True, **quiet)
-@given(schema=schemas, rule=st.sampled_from(RULES), corruption=corruptions)
-def test_any_corruption_of_any_schema_has_one_of_the_two_outcomes(property_holds, schema, rule, corruption):
-    assert property_holds(schema, rule, corruption)
+@given(schema=schemas, rule=st.sampled_from(RULES), corruption=corruptions, packed=st.booleans())
+def test_any_corruption_of_any_schema_has_one_of_the_two_outcomes(
+    property_holds, schema, rule, corruption, packed
+):
+    assert property_holds(schema, rule, corruption, packed=packed)
 
 
 @pytest.mark.slow
 @PROPERTIES
 @settings(max_examples=1500, **quiet)
-@given(schema=schemas, rule=st.sampled_from(RULES), corruption=corruptions)
-def test_many_corruptions_have_one_of_the_two_outcomes(property_holds, schema, rule, corruption):
-    assert property_holds(schema, rule, corruption)
+@given(schema=schemas, rule=st.sampled_from(RULES), corruption=corruptions, packed=st.booleans())
+def test_many_corruptions_have_one_of_the_two_outcomes(property_holds, schema, rule, corruption, packed):
+    assert property_holds(schema, rule, corruption, packed=packed)
 
 
 # A check that can't fail proves nothing: without a guard each of them does.

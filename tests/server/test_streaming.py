@@ -7,9 +7,12 @@ import time
 import pytest
 from flwr.app import Message, RecordDict
 
+from fedmerge.server.reading import UNREADABLE
 from fedmerge.server.streaming import StreamingGrid
+from fedmerge.wire.digests import digest
+from fedmerge.wire.packing import is_packed, pack
 
-from .world import FakeGrid
+from .world import FakeGrid, initial
 
 
 def messages(count: int) -> list[Message]:
@@ -85,3 +88,24 @@ def test_everything_else_is_the_grids():
     assert copy.copy(stream).grid is grid
     with pytest.raises(AttributeError):
         _ = stream.nothing
+
+
+def test_packed_a_broadcast_is_made_once_and_answers_are_unpacked():
+    shared = initial()
+    grid = FakeGrid(lambda message: pack(RecordDict({"arrays": shared})))
+    given = [Message(RecordDict({"arrays": shared}), node, "train") for node in range(3)]
+    replies = list(StreamingGrid(grid, packed=True).send_and_receive(given))
+    assert [digest(reply.content["arrays"]) for reply in replies] == 3 * [digest(shared)]
+    assert all(is_packed(message.content) for message in grid.sent)
+    assert len({id(message.content["arrays"]) for message in grid.sent}) == 1
+    assert all(message.content["arrays"] is shared for message in given)
+
+
+def test_a_packed_answer_that_is_none_stands_as_unreadable():
+    def broken(message: Message) -> RecordDict:
+        content = pack(RecordDict({"arrays": initial()}))
+        content["arrays"]["packed"].data = content["arrays"]["packed"].data[:-64]
+        return content
+
+    [reply] = StreamingGrid(FakeGrid(broken), packed=True).send_and_receive(messages(1))
+    assert reply.has_error() and reply.error.code == UNREADABLE
