@@ -10,8 +10,9 @@ run's folder. The first fifth is warm-up. After it
 - memory may grow by no more than `LIMITS["memory"]` bytes a round, as a straight line through all of them
   says: reports of the rounds, which the run sums up at its end, are some kilobytes each;
 - descriptors and threads may not grow at all;
-- the folder grows by what is kept of each round, its broadcast and its lines in the logs: the same for each,
-  and nothing beside it. What a round keeps is printed, so that a disk can be sized by it.
+- the folder grows by what is kept of each round for good, its report in state.json and its lines in the logs:
+  the same for each, and nothing beside it. Adapters stay of the last two rounds (`run.keep-rounds`). What a
+  round keeps is printed, so that a disk can be sized by it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ UNEVEN = 0.02
 """Share by which what one round adds to the folder may differ from the mean of all."""
 
 CONFIG: dict[str, Any] = {
-    "run.name": "soak", "run.baselines": "", "run.record": False,
+    "run.name": "soak", "run.baselines": "", "run.keep-rounds": 2,
     "data.partition": "iid(silos=4)", "data.silos": "", "engine.workers": 1,
     "lora.rank": 2, "lora.layers": "top 1", "lora.target-modules": "q_proj, v_proj",
     "train.device": "cpu",

@@ -20,6 +20,7 @@ from fedmerge import project
 from fedmerge.errors import ConfigError, FedMergeError, nearest
 from fedmerge.server.folder import NOT_IDENTITY
 from fedmerge.server.plan import Plan
+from fedmerge.server.retention import FEWEST
 from fedmerge.server.settings import StrategySettings
 from fedmerge.silo.partition import parse_partition
 from fedmerge.silo.settings import (
@@ -54,10 +55,12 @@ class RunSettings:
     baselines: tuple[str, ...]
     trackers: tuple[str, ...]
     resume: str = RESUMES[0]
+    keep_rounds: int = 0
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ConfigError(f"run.rounds = {self.rounds}: expected at least 1")
+        self._check_kept()
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"run.seed = {self.seed}: expected 0 to 2^63 - 1")
         if self.keep not in KEEP:
@@ -67,6 +70,17 @@ class RunSettings:
         for baseline in self.baselines:
             if baseline not in BASELINES:
                 raise ConfigError(f"run.baselines: {baseline!r} is unknown; {nearest(baseline, BASELINES)}")
+
+    def _check_kept(self) -> None:
+        if self.keep_rounds and self.keep_rounds < FEWEST:
+            raise ConfigError(
+                f"run.keep-rounds = {self.keep_rounds}: expected 0, which keeps all, or at least {FEWEST}"
+            )
+        if self.keep_rounds and self.record:
+            raise ConfigError(
+                f"run.keep-rounds = {self.keep_rounds} with run.record = true: a recorded round is of use "
+                "with the adapter that it began from alone; give one of them up"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from fedmerge.adapters import Adapter
 from fedmerge.adapters.optimizers import OptimizerState
 from fedmerge.errors import RoundFailed
 from fedmerge.server import exact
+from fedmerge.server.chain import Link
 from fedmerge.server.folder import RunFolder
 from fedmerge.server.forms import standing_form
 from fedmerge.server.guard import Admitted, Refusal
 from fedmerge.server.observer import Observer
 from fedmerge.server.report import RoundReport
+from fedmerge.server.retention import Retention
 from fedmerge.server.standing import Standing
 
 logger = logging.getLogger(__name__)
@@ -31,11 +33,13 @@ class Keeping:
             the silos again.
         until_finished: the round whose replies stay until the run is finished, as they are needed after it;
             0: none.
+        rounds: of how many last rounds the tensors stay that a resumed run needs; 0: of all.
     """
 
     record: bool = False
     until_closed: bool = False
     until_finished: int = 0
+    rounds: int = 0
 
 
 @dataclass
@@ -55,14 +59,22 @@ class Books:
     keeping: Keeping = Keeping()
     rounds: list[RoundReport] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+    retention: Retention = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is closed yet."""
+        self.retention = Retention(self.keeping.rounds)
 
     def begin(self, initial: Adapter) -> None:
         """Write what round 1 receives."""
         if self.folder is not None:
             self.folder.write_round(0, initial)
 
-    def restore(self, reports: Sequence[RoundReport]) -> None:
+    def restore(self, reports: Sequence[RoundReport], links: Sequence[Link]) -> None:
         """Know the rounds that were closed before the run was interrupted."""
+        gone = self.retention.closed(*((link.round, link.state) for link in links))
+        if self.folder is not None:
+            self.folder.forget_tensors(gone)
         self.rounds.extend(reports)
         self.refused.extend(refusal for report in reports for refusal in report.refused)
 
@@ -96,6 +108,7 @@ class Books:
             self.folder.write_round(
                 report.round, broadcast, optimizer=optimizer, state=state, recorded=recorded
             )
+            self.folder.forget_tensors(self.retention.closed((report.round, state)))
             if report.rejected or report.round != self.keeping.until_finished:
                 self.folder.forget_replies(report.round, recorded=recorded)
         report.seconds["write"] = report.seconds.get("write", 0.0) + time.monotonic() - began

@@ -63,7 +63,7 @@ class Course:
         self.record = to_record(saved.broadcast.tensors)
         self.standing.good, self.standing.best = saved.good, saved.best
         self.counterfactuals.take(saved.closed)
-        self.books.restore(saved.reports)
+        self.books.restore(saved.reports, saved.links)
 
     def settle(self, opened: Opened, received: Adapter, replies: list[Admitted]) -> None:
         """Judge and merge a round's replies, and close it unless its silos have its shadows to score yet.

@@ -8,7 +8,8 @@
     events.jsonl         every observer event, one line each
     rounds/0000/         broadcast.safetensors and state.json: the initial adapter
     rounds/0003/         what round 3 made of rounds/0002; optimizer.safetensors; until it is closed, or for
-                         good: deltas/<silo>.safetensors, statistics/<silo>.fisher.safetensors, replies.json
+                         good: deltas/<silo>.safetensors, statistics/<silo>.fisher.safetensors, replies.json;
+                         with run.keep-rounds only state.json stays of earlier rounds
     rounds/0003.damaged/ what a resumed run found to be so, and did not use
     adapter/             the final adapter in PEFT's format
     private/<silo>/      what silos keep to themselves, by round, and
@@ -24,7 +25,7 @@ the next round depends on besides: a run that ended early goes on from there (`f
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,7 +40,7 @@ from fedmerge.server.guard import Admitted
 from fedmerge.wire.filenames import file_name
 from fedmerge.wire.files import save_adapter
 
-NOT_IDENTITY = ("run.output", "run.name", "run.trackers", "run.resume", "engine.")
+NOT_IDENTITY = ("run.output", "run.name", "run.trackers", "run.resume", "run.keep-rounds", "engine.")
 """Keys that say where a run is written and shown and how fast it is computed, but not what it computes."""
 
 _OURS = (
@@ -55,6 +56,8 @@ _OURS = (
     "private",
     "personal",
 )
+BROADCAST = "broadcast.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 REPLIES = "replies.json"
 _OF_REPLIES = (REPLIES, "deltas", "statistics")  # without the first the others are no whole round
 
@@ -136,7 +139,7 @@ class RunFolder:
         """
         folder = self.round_folder(round)
         with storage.writing(folder):
-            tensors = {"broadcast.safetensors": broadcast.tensors, "optimizer.safetensors": optimizer or {}}
+            tensors = {BROADCAST: broadcast.tensors, OPTIMIZER: optimizer or {}}
             files: dict[str, storage.Content] = {
                 name: storage.tensors_file(values) for name, values in tensors.items() if values
             }
@@ -194,6 +197,14 @@ class RunFolder:
         with storage.writing(folder):
             for name in _OF_REPLIES[: 1 if recorded else None]:
                 storage.remove(folder / name)
+
+    def forget_tensors(self, rounds: Iterable[int]) -> None:
+        """Remove the tensors of closed rounds; their state.json still tells what they were."""
+        for round in rounds:
+            folder = self.round_folder(round)
+            with storage.writing(folder):
+                for name in (BROADCAST, OPTIMIZER):
+                    storage.remove(folder / name)
 
     def write_adapter(
         self, adapter: Adapter, *, base_model: str = "", task_type: str | None = None, silo: str = ""

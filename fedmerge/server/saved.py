@@ -20,7 +20,7 @@ from fedmerge.adapters.optimizers import OptimizerState
 from fedmerge.errors import CheckpointError
 from fedmerge.server import exact, logbook, storage
 from fedmerge.server.chain import Damage, Link, read_chain, read_object
-from fedmerge.server.folder import REPLIES
+from fedmerge.server.folder import BROADCAST, OPTIMIZER, REPLIES
 from fedmerge.server.forms import adapter_of, best_of, good_of, reply_of, report_of
 from fedmerge.server.guard import Admitted
 from fedmerge.server.merging import Closed
@@ -28,9 +28,6 @@ from fedmerge.server.report import RoundReport
 from fedmerge.server.standing import Good, Scored
 
 logger = logging.getLogger(__name__)
-
-BROADCAST = "broadcast.safetensors"
-OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from fedmerge.config import Config
 from fedmerge.errors import CheckpointError
 from fedmerge.server import storage
 from fedmerge.server.books import Keeping
-from fedmerge.server.saved import BROADCAST, Saved, find_saved
+from fedmerge.server.folder import BROADCAST
+from fedmerge.server.saved import Saved, find_saved
 from fedmerge.server_app import outcome
 from fedmerge.server_app.baselines import ALONE
 from fedmerge.server_app.muster import Muster
@@ -65,7 +66,7 @@ def keeping(config: Config, *, shared: bool) -> Keeping:
     """Which replies the run writes down; in a deployment none stays when its round is closed."""
     resumable = config.run.resume == "auto"
     last = config.run.rounds if resumable and shared and _replies_needed(config) else 0
-    return Keeping(config.run.record, resumable, last)
+    return Keeping(config.run.record, resumable, last, config.run.keep_rounds)
 
 
 def names(saved: Saved | None) -> tuple[str, ...]:

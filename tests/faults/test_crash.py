@@ -18,13 +18,16 @@ FEW_INSTANTS = 4
 EVERY = 41  # of the changes of the file system, in `make test`
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["replies-deleted", "record"])
+KEPT = {"replies-deleted": {}, "record": {"run__record": True}, "two-rounds-kept": {"run__keep_rounds": 2}}
+
+
+@pytest.fixture(scope="module", params=KEPT)
 def undisturbed(request, tiny_base, tmp_path_factory) -> dict[str, Any]:
     """A run that nobody disturbed: what it left, how long it took, how often it changed the file system."""
     place = tmp_path_factory.mktemp("undisturbed")
 
     def make(folder: Path) -> dict[str, Any]:
-        return flat_of(folder, tiny_base, run__record=request.param)
+        return flat_of(folder, tiny_base, **KEPT[request.param])
 
     changes = changes_of(make(place / "counted"))
     began = time.monotonic()
@@ -32,7 +35,7 @@ def undisturbed(request, tiny_base, tmp_path_factory) -> dict[str, Any]:
     seconds = time.monotonic() - began
     found = outcome(place / "run")
     assert found == outcome(place / "counted")
-    return {"make": make, "outcome": found, "seconds": seconds, "changes": changes}
+    return {"kept": request.param, "make": make, "outcome": found, "seconds": seconds, "changes": changes}
 
 
 @pytest.mark.fault(36)
@@ -42,6 +45,10 @@ def test_the_run_is_worth_disturbing(undisturbed):
     assert [bool(line["rejected"]) for line in found["metrics"]] == [False, False, True, False]
     assert len({tuple(line["asked"]) for line in found["metrics"]}) > 1
     assert "rounds/0004/optimizer.safetensors" in found
+    there = [number for number in range(5) if f"rounds/{number:04}/broadcast.safetensors" in found]
+    # With two kept: rounds 3 and 4, the one that is good, or the best, for either of them, and the first.
+    assert there == ([0, 1, 3, 4] if undisturbed["kept"] == "two-rounds-kept" else [0, 1, 2, 3, 4])
+    assert "rounds/0002/state.json" in found
     assert "shadow/median() @ factors()" in found["result"]["candidates"]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fedmerge.study.report.run_source import Candidate, Result, Run, Scalar
 from fedmerge.study.report.seeds import mean, spread
 
-NOT_WHAT = ("run.output", "run.name", "run.record", "run.seed", "run.trackers", "engine.")
+NOT_WHAT = ("run.output", "run.name", "run.record", "run.keep-rounds", "run.seed", "run.trackers", "engine.")
 """Keys that don't say what is computed: a seed is another draw of the same."""
 
 KEPT = "merged, kept"

@@ -167,6 +167,22 @@ def test_rounds_as_they_were_written(tmp_path: Path) -> None:
     assert chain.whole(tmp_path).state == CLOSED
 
 
+def test_rounds_whose_adapters_are_not_kept(tmp_path: Path) -> None:
+    """Where two are kept, of four rounds the first and the last two are needed."""
+    rounds(tmp_path)
+    (tmp_path / "config.toml").write_text("[run]\nkeep-rounds = 2\n")
+    (tmp_path / "rounds/0003").mkdir()
+    last = tmp_path / "rounds/0002/state.json"
+    previous = hashlib.sha256(last.read_bytes()).hexdigest()
+    (tmp_path / "rounds/0003/state.json").write_bytes(
+        sealed({"round": 3, "previous": previous, "sha256": {}})
+    )
+    (tmp_path / "rounds/0001/broadcast.safetensors").unlink()
+    assert chain.whole(tmp_path).state == CLOSED
+    (tmp_path / "rounds/0002/broadcast.safetensors").unlink()
+    assert "0002/broadcast.safetensors is missing" in chain.whole(tmp_path).answered
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
