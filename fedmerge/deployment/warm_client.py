@@ -7,9 +7,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from fedmerge.client_app import installed
 from fedmerge.deployment.installed_only import main
 
 LOADED = (
+    "fedmerge.deployment.warm_client",
     "fedmerge.client_process",
     "fedmerge.client_app",
     "fedmerge.station",
@@ -20,13 +22,17 @@ LOADED = (
 """Modules that a message needs: Flower's client, torch, and with the last one transformers and PEFT."""
 
 
+PACKAGES = ("fedmerge", "flwr", "torch", "transformers", "peft")
+_VERSIONS = installed(PACKAGES)  # of what is loaded: this module is, too
+
+
 def ready() -> None:
     """Do nothing: a fork that could run it shows that everything is loaded."""
 
 
 def serve(command: list[str]) -> None:
     """Serve one message, as the command `flwr-clientapp` does that this is with its arguments."""
-    if holds_a_gpu():  # and forks of it could not use one
+    if holds_a_gpu() or installed(PACKAGES) != _VERSIONS:  # no use of a GPU in a fork; upgraded meanwhile
         os.execvp(command[0], command)  # found on the PATH, as Flower finds it
     sys.exit(main(command))
 

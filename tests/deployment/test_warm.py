@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from fedmerge.deployment import warm_superexec
+from fedmerge.deployment import warm_client, warm_superexec
 from fedmerge.deployment.warm_client import holds_a_gpu
 
 SCRIPT = """
 import json, os, sys, time
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -104,6 +106,27 @@ def test_flower_starts_tasks_where_we_put_the_fork(monkeypatch):
     [(command, options)] = started
     assert command[0] == "flwr-clientapp" and options == {}
     assert subprocess_executor.__name__ == warm_superexec._EXECUTOR
+
+
+@pytest.mark.parametrize("changed", ["gpu", "version", "nothing"])
+def test_where_a_fork_would_not_do_the_command_itself_is_run(monkeypatch, changed):
+    """A process that opened a GPU, or whose packages were upgraded since they were loaded."""
+    ran: list[tuple[str, object]] = []
+    monkeypatch.setattr(warm_client.os, "execvp", lambda name, command: ran.append((name, command)))
+    monkeypatch.setattr(warm_client, "main", lambda command: ran.append(("fork", command)))
+    monkeypatch.setattr(warm_client, "holds_a_gpu", lambda: changed == "gpu")
+    if changed == "version":
+        monkeypatch.setattr(warm_client, "installed", lambda names: dict.fromkeys(names, "2"))
+    command = ["flwr-clientapp", "--token", "t"]
+    with pytest.raises(SystemExit):
+        warm_client.serve(command)
+    assert ran[0] == ("fork" if changed == "nothing" else "flwr-clientapp", command)
+
+
+def test_what_is_preloaded_can_be_loaded():
+    """Python's fork server says nothing of a module that it can't import."""
+    assert all(find_spec(name) for name in warm_client.LOADED)
+    assert warm_client.__name__ in warm_client.LOADED
 
 
 def test_a_gpu_that_was_opened_is_seen(tmp_path):
