@@ -108,7 +108,7 @@ def serve(given: argparse.Namespace) -> dict[str, Any]:
     grid: Any = HttpGrid(f"127.0.0.1:{given.port}", insecure=True, token="none")
     grid.set_run(empty_run(1))
     if kind != "flower":
-        grid = StreamingGrid(grid)
+        grid = StreamingGrid(grid, packed=kind == "fedmerge")
         kept: dict[str, Any] = {}
         if kind == "fedmerge":
             folder = RunFolder(given.run, {"run.rounds": rounds})

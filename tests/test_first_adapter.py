@@ -26,6 +26,10 @@ from fedmerge.errors import ConfigError
 from fedmerge.server.storage import sha256_of, tensors_file
 from fedmerge.server_app.first_adapter import first_adapter
 
+class Unfit:  # labels that a library can't take
+    def __bool__(self):
+        raise RuntimeError("no bytes")
+
 def process(flat):
     return first_adapter(read_config(flat).silo)
 
@@ -57,8 +61,13 @@ ENDINGS = """
             [maker] = multiprocessing.active_children()
             os.kill(maker.pid, signal.SIGKILL)
             make(None)
-    except ConfigError as error:
+    except RuntimeError as error:
         told["killed"] = str(error)
+    try:
+        with process(flat) as make:
+            make(Unfit())
+    except RuntimeError as error:
+        told["broken"] = str(error)
     if os.fork() == 0:
         with process(flat):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -91,7 +100,8 @@ def test_it_is_refused_with_the_same_sentence_or_killed_or_left_alone(tmp_path, 
     with pytest.raises(ConfigError) as refused:
         initial_adapter(read_config(tiny_flat(lora__target_modules="nothing_such")).silo)
     assert found["refused"] == str(refused.value)
-    assert "first adapter ended early" in found["killed"]
+    assert found["killed"] == "the process that makes the first adapter ended early, with -9"
+    assert "RuntimeError: no bytes" in found["broken"]
     assert found["left"] == 0
 
 

@@ -262,17 +262,17 @@ def _gpu_bytes(device: str) -> int:
 
 
 def _disk(config: Config, traffic: Traffic, sampled: int) -> int:
-    """Each round, or so many as `run.keep-rounds` says, keeps a broadcast, silos' private tensors, and with
+    """Each round keeps a broadcast (or as `run.keep-rounds` says), the silos' private tensors, and with
     `run.record` the deltas; the results are one adapter more, and with private tensors one for each silo.
     """
     deltas = traffic.up_bytes if config.run.record else 0
     private = 4 * traffic.private_parameters
     personal = sampled * (traffic.adapter_bytes + private) if private else 0
-    a_round = traffic.adapter_bytes + deltas + sampled * private
-    rounds = config.run.rounds
+    rounds = kept = config.run.rounds
     if config.run.keep_rounds:  # and the first, the last good one and the best
-        rounds = min(rounds, config.run.keep_rounds + 3)
-    return rounds * a_round + traffic.adapter_bytes + personal
+        kept = min(rounds, config.run.keep_rounds + 3)
+    written = kept * (traffic.adapter_bytes + deltas) + rounds * sampled * private
+    return written + traffic.adapter_bytes + personal
 
 
 def _enough(wanted: int, there: int) -> str:

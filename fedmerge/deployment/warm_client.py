@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fedmerge.client_app import installed
@@ -21,18 +22,22 @@ LOADED = (
 )
 """Modules that a message needs: Flower's client, torch, and with the last one transformers and PEFT."""
 
-
 PACKAGES = ("fedmerge", "flwr", "torch", "transformers", "peft")
 _VERSIONS = installed(PACKAGES)  # of what is loaded: this module is, too
 
 
-def ready() -> None:
-    """Do nothing: a fork that could run it shows that everything is loaded."""
+def ready(told: Connection) -> None:
+    """Tell the fork server's process id, and what speaks against forking ClientApps from it, if anything."""
+    missing = [
+        name for name in LOADED if name not in sys.modules
+    ]  # Python passes over what can't be imported
+    problem = f"{missing[0]} could not be imported" if missing else "a GPU was opened" * holds_a_gpu()
+    told.send((os.getppid(), problem))
 
 
 def serve(command: list[str]) -> None:
     """Serve one message, as the command `flwr-clientapp` does that this is with its arguments."""
-    if holds_a_gpu() or installed(PACKAGES) != _VERSIONS:  # no use of a GPU in a fork; upgraded meanwhile
+    if installed(PACKAGES) != _VERSIONS:  # upgraded meanwhile
         os.execvp(command[0], command)  # found on the PATH, as Flower finds it
     sys.exit(main(command))
 

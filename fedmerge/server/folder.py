@@ -114,6 +114,7 @@ class RunFolder:
         with storage.writing(self.path):
             self.sweep()
             storage.remove(self.path / "tensorboard")  # it is told all rounds again
+            storage.write_text(self.path / "config.toml", storage.to_toml(self.config))  # what is no identity
             if not (self.path / "environment.json").is_file():
                 storage.write_json(self.path / "environment.json", environment)
             self._open_events()

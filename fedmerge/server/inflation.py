@@ -42,11 +42,21 @@ def most_bytes(message: Message) -> int:
 
     A statistic has a float32 for each value of the broadcast, which may be of half precision.
     """
+    return (1 + 2 * _statistics(message)) * count_bytes(message.content) + BESIDES
+
+
+def most_arrays(message: Message) -> int:
+    """How many arrays the answer to a message can have: one for each that it has, and for each statistic."""
+    arrays = sum(len(record) for record in message.content.array_records.values())
+    return (1 + _statistics(message)) * arrays
+
+
+def _statistics(message: Message) -> int:
+    """How many statistics a message asks for."""
     try:
-        statistics = len(read_instruction(message.content).statistics)
+        return len(read_instruction(message.content).statistics)
     except WireError:  # a message of someone else's
-        statistics = 0
-    return (1 + 2 * statistics) * count_bytes(message.content) + BESIDES
+        return 0
 
 
 @contextmanager

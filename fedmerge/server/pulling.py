@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
 from fedmerge.errors import WireError
-from fedmerge.server.inflation import Oversized, limited, most_bytes
+from fedmerge.server.inflation import Oversized, limited, most_arrays, most_bytes
 from fedmerge.server.reading import FOREIGN, OVERSIZED, UNREADABLE
 from fedmerge.wire.packing import unpack
 
@@ -36,18 +36,20 @@ class Awaited:
     Args:
         message_id: of the message.
         most_bytes: that an answer to it can have.
+        most_arrays: that it can have.
         errors: by code, what stands for an answer that can't be taken.
     """
 
     message_id: str
     most_bytes: int
+    most_arrays: int
     errors: dict[int, Message]
 
     @classmethod
     def of(cls, message: Message, message_id: str) -> Awaited:
         """What must be known of a message once it is pushed; not the message, which holds the broadcast."""
         errors = {code: Message(Error(code), reply_to=message) for code in (UNREADABLE, OVERSIZED, FOREIGN)}
-        return cls(message_id, most_bytes(message), errors)
+        return cls(message_id, most_bytes(message), most_arrays(message), errors)
 
 
 def pull(grid: Grid, awaited: Awaited) -> Iterable[Message]:
@@ -57,7 +59,7 @@ def pull(grid: Grid, awaited: Awaited) -> Iterable[Message]:
             replies = list(grid.pull_messages([awaited.message_id]))
         for reply in replies:
             if reply.has_content():
-                unpack(reply.content)
+                unpack(reply.content, awaited.most_arrays)
     except Oversized as problem:
         return [_instead(awaited, OVERSIZED, str(problem))]
     except (WireError, *DAMAGE) as problem:

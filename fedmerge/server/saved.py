@@ -76,34 +76,44 @@ class Saved:
         return begun
 
 
-def find_saved(path: Path, wanted: int = 0) -> Saved | None:
+def find_saved(path: Path, wanted: int = 0, keep_rounds: int = 0) -> Saved | None:
     """Read where the run in a folder stands.
 
     Args:
         path: of the folder.
         wanted: the round whose replies are wanted still when it is closed, in a simulation; 0: none.
+        keep_rounds: of how many last rounds the tensors were kept; 0: of all.
 
     Returns:
         The last round that is whole, with all that it leans on; None where no round was begun.
 
     Raises:
-        CheckpointError: there are rounds, and none of them can be used.
+        CheckpointError: there are rounds, and none of them can be used, or only such as are long past: where
+            tensors were not kept, a run does not begin anew for one damaged file.
     """
     known = logbook.reported(path)
     links, found = read_chain(path / "rounds", max(known, default=-1))
     damage = [] if found is None else [found]
+    last = max([*known, *(link.round for link in links)], default=-1)
     while links:
         try:
             return _load(tuple(links), known, wanted, damage)
         except Damage as err:
+            if keep_rounds and err.round <= last - keep_rounds:  # not damaged: let go
+                raise CheckpointError(
+                    f"{path}: {damage[-1] if damage else err}; the rounds before it were not kept "
+                    f"(run.keep-rounds = {keep_rounds}). Nothing was changed: {_REMEDY}"
+                ) from None
             damage.insert(0, err)
             links = links[: err.round]
     if damage:
         raise CheckpointError(
-            f"{path}: no round can be used to go on from: {damage[0]}. Nothing was changed: put the file "
-            'back, or begin anew, elsewhere by run.output or here by run.resume = "never"'
+            f"{path}: no round can be used to go on from: {damage[0]}. Nothing was changed: {_REMEDY}"
         )
     return None
+
+
+_REMEDY = 'put the file back, or begin anew, elsewhere by run.output or here by run.resume = "never"'
 
 
 def _load(

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import torch
 
 from fedmerge.adapters import Adapter
-from fedmerge.errors import ConfigError, FedMergeError
+from fedmerge.errors import FedMergeError
 from fedmerge.silo.settings import SiloSettings
 
 _SECONDS_TO_END = 5.0
@@ -36,8 +37,8 @@ def first_adapter(settings: SiloSettings) -> Iterator[Making]:
         settings: base, lora, task and seed are used.
 
     Yields:
-        What makes it. It raises what `initial_adapter` raises, and ConfigError where the process ends without
-        an answer.
+        What makes it. It raises what `initial_adapter` raises, and RuntimeError, with the reason as far as it
+        is known, where the process could not load what it takes, or ended without an answer.
     """
     if "transformers" in sys.modules:
         yield lambda labels: _made(settings, labels)
@@ -48,20 +49,21 @@ def first_adapter(settings: SiloSettings) -> Iterator[Making]:
     maker.start()
     theirs.close()  # so that the end of either process is the end of the pipe
     try:
-        yield lambda labels: _asked(ours, labels)
+        yield lambda labels: _asked(maker, ours, labels)
     finally:
         ours.close()
         maker.join(_SECONDS_TO_END)
         maker.kill()
 
 
-def _asked(maker: Connection, labels: Sequence[str] | None) -> Adapter:
+def _asked(maker: BaseProcess, pipe: Connection, labels: Sequence[str] | None) -> Adapter:
     try:
-        maker.send(labels)
-        adapter, error = maker.recv()
+        pipe.send(labels)
+        adapter, error = pipe.recv()
     except (EOFError, OSError):
-        raise ConfigError(
-            "the process that makes the first adapter ended early; its error stands above"
+        maker.join(_SECONDS_TO_END)
+        raise RuntimeError(
+            f"the process that makes the first adapter ended early, with {maker.exitcode}"
         ) from None
     if error is not None:
         raise error
@@ -72,16 +74,17 @@ def _asked(maker: Connection, labels: Sequence[str] | None) -> Adapter:
 def _make(asked: Connection, settings: SiloSettings) -> None:
     """The process: load what it takes, wait for the labels, answer once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server's interrupt closes the pipe
-    import fedmerge.silo.lora  # noqa: F401, PLC0415 (all of this process is for it)
-
     try:
-        labels = asked.recv()
+        import fedmerge.silo.lora  # noqa: F401, PLC0415 (all of this process is for it)
+
+        made = _made(settings, asked.recv())
     except EOFError:  # the server gave up
         return
-    try:
-        made = _made(settings, labels)
     except FedMergeError as error:
         asked.send((None, error))
+        return
+    except Exception as error:  # of a library; it may not travel as it is
+        asked.send((None, RuntimeError(f"the first adapter can't be made: {type(error).__name__}: {error}")))
         return
     # As arrays: torch would hand its tensors over in shared memory, of which a container has little.
     tensors = {name: tensor.numpy() for name, tensor in made.tensors.items()}

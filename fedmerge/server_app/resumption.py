@@ -59,7 +59,8 @@ def saved_run(config: Config, folder: Path) -> Saved | None:
     Raises:
         CheckpointError: nothing of what is there can be used.
     """
-    return find_saved(folder, config.run.rounds if _replies_needed(config) else 0)
+    wanted = config.run.rounds if _replies_needed(config) else 0
+    return find_saved(folder, wanted, config.run.keep_rounds)
 
 
 def keeping(config: Config, *, shared: bool) -> Keeping:

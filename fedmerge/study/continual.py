@@ -157,7 +157,12 @@ def remove(
 
 def _config(last: Last, output: Path, changes: Mapping[str, Scalar]) -> Config:
     """The run-config of the run that is written: the run's, of one round, without baselines of its own."""
-    fixed: dict[str, Scalar] = {"run.rounds": 1, "run.record": True, "run.baselines": ""}
+    fixed: dict[str, Scalar] = {
+        "run.rounds": 1,
+        "run.record": True,
+        "run.keep-rounds": 0,
+        "run.baselines": "",
+    }
     return read_config(last.run.config.flat | fixed | {"run.output": str(output.absolute())} | dict(changes))
 
 

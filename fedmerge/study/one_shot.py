@@ -122,7 +122,7 @@ def _common_rank(config: Config, adapters: Sequence[Adapter]) -> tuple[int, list
 
 def _one_round(config: Config, handed: Handed) -> Config:
     """The run-config of the run that is written."""
-    changes: dict[str, Scalar] = {"run.rounds": 1, "run.record": True}
+    changes: dict[str, Scalar] = {"run.rounds": 1, "run.record": True, "run.keep-rounds": 0}
     if handed.weights is not None:
         changes["strategy.weighting"] = "examples"  # the numbers given stand for them
     if not config.run.output:

@@ -26,6 +26,7 @@ PACKED_STYPE = "fedmerge.packed"
 _NAME = "packed"
 _ALIGNED = 64
 _LENGTH_BYTES = 8
+_ROW_BYTES = 1024  # that a row of the table may have on average, where there is a limit
 
 
 def new_array(dtype: str, shape: Sequence[int], stype: str, data: bytes) -> Array:
@@ -59,15 +60,20 @@ def pack(content: RecordDict, known: dict[int, ArrayRecord] | None = None) -> Re
     return packed
 
 
-def unpack(content: RecordDict) -> None:
+def unpack(content: RecordDict, most: int | None = None) -> None:
     """Put the arrays of packed records in their place; other records stay.
 
+    Args:
+        content: of a message.
+        most: arrays that there may be in packed records, all together; None: any number.
+
     Raises:
-        WireError: a record is not packed as it must be.
+        WireError: a record is not packed as it must be, or there are more.
     """
     for name, record in list(content.items()):
         if isinstance(record, ArrayRecord) and _pack(record) is not None:
-            content[name] = unpack_record(record)
+            content[name] = arrays = unpack_record(record, most)
+            most = None if most is None else most - len(arrays)
 
 
 def pack_record(record: ArrayRecord) -> ArrayRecord:
@@ -92,11 +98,16 @@ def pack_record(record: ArrayRecord) -> ArrayRecord:
     return packed
 
 
-def unpack_record(record: ArrayRecord) -> ArrayRecord:
+def unpack_record(record: ArrayRecord, most: int | None = None) -> ArrayRecord:
     """The arrays of a packed record; they look into one copy of its bytes, which may be written.
 
+    Args:
+        record: packed.
+        most: arrays that it may have; None: any number. A table of more takes many times its bytes.
+
     Raises:
-        WireError: the record is not packed as it must be. Nothing of it is believed but where arrays begin.
+        WireError: the record is not packed as it must be, or has more arrays. Nothing of it is believed but
+            where arrays begin.
     """
     pack = _pack(record)
     if pack is None:
@@ -105,11 +116,15 @@ def unpack_record(record: ArrayRecord) -> ArrayRecord:
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if len(data) < _LENGTH_BYTES or length > len(data) - _LENGTH_BYTES:
         raise WireError(f"a packed record of {len(data)} bytes claims a table of {length}")
+    if most is not None and length > _ROW_BYTES * (most + 1):
+        raise WireError(f"a packed record's table of {length} bytes is too long for {most} arrays")
     arrays, begin = ArrayRecord(), _filled(_LENGTH_BYTES + length)
     for name, dtype, stype, shape, count in _table(bytes(data[_LENGTH_BYTES : _LENGTH_BYTES + length])):
         if name in arrays:
             raise WireError(f"a packed record has two arrays of the name {name[:80]!r}")
         piece = data[begin : begin + count]
+        if len(arrays) == most:
+            raise WireError(f"a packed record has more than {most} arrays")
         arrays[name] = new_array(dtype, shape, stype, piece)  # type: ignore[arg-type]
         begin += _filled(count)
     if begin != len(data):

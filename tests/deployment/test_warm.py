@@ -18,17 +18,22 @@ from fedmerge.deployment.warm_client import holds_a_gpu
 SCRIPT = """
 import json, os, sys, time
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
-from fedmerge.deployment import warm_superexec
+from fedmerge.deployment import warm_client, warm_superexec
+
+LOADED = ("json.tool", "fedmerge.client_process")  # torch would take this test ten seconds
 
 def work(command):  # in the place of Flower's client: what is there when it begins
     there = [name in sys.modules for name in ("json.tool", "left.behind")]
     sys.modules["left.behind"] = sys
     Path(command[1]).write_text(json.dumps([*there, os.getppid()]))
+
+def ready(told):  # as ours, of fewer modules
+    warm_client.LOADED = LOADED
+    warm_client.ready(told)
 
 def started(starter, n, name="flwr-clientapp"):
     process = starter([name, f"told{n}.json"])
@@ -37,19 +42,25 @@ def started(starter, n, name="flwr-clientapp"):
     return json.loads(path.read_text()) if path.exists() else "cold"
 
 def main():
-    warm_superexec.LOADED = ("json.tool",)  # torch would take this test ten seconds
-    warm_superexec.serve = work
-    warm_superexec.warm_up(Path("site.toml"))
-    executor = import_module(warm_superexec._EXECUTOR)
-    starter = executor.subprocess.Popen
+    warm_superexec.LOADED, warm_superexec.serve, warm_superexec.ready = LOADED, work, ready
+    site = Path("site.toml")
+    warm_superexec.warm_up(site)
+    starter = import_module(warm_superexec._EXECUTOR).subprocess.Popen
     told = {"first": started(starter, 1), "second": started(starter, 2)}
-    told["other"] = started(starter, 3, sys.argv[1])
-    [server] = [p for p in psutil.Process().children() if "forkserver" in " ".join(p.cmdline())]
-    told["parent"] = server.pid
-    server.kill()
-    while server.status() != psutil.STATUS_ZOMBIE:
+    told["other"] = started(starter, 3, "true")
+    text = site.read_text()
+    site.write_text("network = true\\n" + text)
+    told["network"] = started(starter, 4)
+    site.write_text(text)
+    told["again"] = started(starter, 5)
+    told["parent"] = starter.server
+    os.kill(starter.server, 9)
+    while psutil.Process(told["parent"]).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.05)
-    told["killed"] = started(starter, 4)
+    told["killed"] = started(starter, 6)
+    while not starter.server:
+        time.sleep(0.05)
+    told["later"] = started(starter, 7)
     print(json.dumps(told))
 
 if __name__ == "__main__":
@@ -67,17 +78,49 @@ def site(tmp_path: Path) -> Path:
 
 def test_each_message_is_a_fork_that_begins_anew(site):
     (site.parent / "script.py").write_text(SCRIPT)
+    cold = site.parent / "bin" / "flwr-clientapp"
+    cold.parent.mkdir()
+    cold.symlink_to("/bin/true")
+    environment = os.environ | {"PATH": f"{cold.parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "script.py"]
     done = subprocess.run(
-        [sys.executable, "script.py", "true"], cwd=site.parent, capture_output=True, text=True, check=False
+        command, cwd=site.parent, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["first"] == [True, False, told["parent"]], "loaded before it began"
-    assert told["second"] == told["first"], "and nothing is left of the one before"
+    assert told["second"] == told["again"] == told["first"], "and nothing is left of the one before"
     assert told["other"] == "cold", "another command is started as Flower starts it"
-    assert told["killed"][:2] == [True, False] and told["killed"][2] != told["parent"], (
-        "the fork server is started again"
-    )
+    assert told["network"] == "cold", "libraries were loaded with another word on the network"
+    assert told["killed"] == "cold", "a message does not wait for what is loaded again"
+    assert told["later"][:2] == [True, False] and told["later"][2] != told["parent"]
+
+
+class Told:
+    """The fork server's end of a pipe."""
+
+    def send(self, value: tuple[int, str]) -> None:
+        self.value = value
+
+
+def test_what_is_not_loaded_or_has_opened_a_gpu_is_told(monkeypatch):
+    told = Told()
+    monkeypatch.setattr(warm_client, "holds_a_gpu", lambda: True)
+    monkeypatch.setattr(warm_client, "LOADED", ("json",))
+    warm_client.ready(told)
+    assert told.value == (os.getppid(), "a GPU was opened")
+    monkeypatch.setattr(warm_client, "LOADED", ("json", "no.such.module"))
+    warm_client.ready(told)
+    assert told.value[1] == "no.such.module could not be imported"
+
+
+def test_a_site_whose_rows_can_not_be_looked_for_still_answers(site, monkeypatch, caplog):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", "/srv")
+
+    monkeypatch.setattr(warm_superexec, "read_site", refused)
+    warm_superexec.warm_up(site)
+    assert "Permission denied" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["preload = false\n", "prelaod = true\n"])
@@ -108,19 +151,17 @@ def test_flower_starts_tasks_where_we_put_the_fork(monkeypatch):
     assert subprocess_executor.__name__ == warm_superexec._EXECUTOR
 
 
-@pytest.mark.parametrize("changed", ["gpu", "version", "nothing"])
-def test_where_a_fork_would_not_do_the_command_itself_is_run(monkeypatch, changed):
-    """A process that opened a GPU, or whose packages were upgraded since they were loaded."""
+@pytest.mark.parametrize("upgraded", [True, False])
+def test_after_an_upgrade_the_command_itself_is_run(monkeypatch, upgraded):
     ran: list[tuple[str, object]] = []
     monkeypatch.setattr(warm_client.os, "execvp", lambda name, command: ran.append((name, command)))
     monkeypatch.setattr(warm_client, "main", lambda command: ran.append(("fork", command)))
-    monkeypatch.setattr(warm_client, "holds_a_gpu", lambda: changed == "gpu")
-    if changed == "version":
+    if upgraded:
         monkeypatch.setattr(warm_client, "installed", lambda names: dict.fromkeys(names, "2"))
     command = ["flwr-clientapp", "--token", "t"]
     with pytest.raises(SystemExit):
         warm_client.serve(command)
-    assert ran[0] == ("fork" if changed == "nothing" else "flwr-clientapp", command)
+    assert ran[0] == ("flwr-clientapp" if upgraded else "fork", command)
 
 
 def test_what_is_preloaded_can_be_loaded():

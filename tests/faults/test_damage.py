@@ -260,6 +260,27 @@ def test_another_base_is_refused(flat, monkeypatch):
     refused(flat | {"base.fingerprint": ""}, r"fingerprint f{16}, and base\.model is e{16} now; restore what")
 
 
+def test_where_two_rounds_are_kept_the_one_before_a_damaged_one_is_there(flat, whole):
+    truncated(Path(flat["run.output"]) / "rounds" / "0003" / "broadcast.safetensors")
+    assert resumed(flat | {"run.keep-rounds": 2}).count("train") == 3 * 2
+    found = outcome(Path(flat["run.output"]))
+    assert {**whole, **found} == whole, "all that is there is what it was"
+    assert whole.keys() - found.keys() == {
+        "rounds/0002/broadcast.safetensors",
+        "rounds/0002/optimizer.safetensors",
+    }
+
+
+def test_where_rounds_were_let_go_a_run_does_not_begin_anew_for_one_damaged_file(flat):
+    rounds = Path(flat["run.output"]) / "rounds"
+    truncated(rounds / "0002" / "state.json")
+    missing(rounds / "0001" / "broadcast.safetensors")  # as if no round leaned on it
+    refused(
+        flat | {"run.keep-rounds": 2},
+        r"0002/state\.json is damaged.*; the rounds before it were not kept \(run\.keep-rounds = 2\)",
+    )
+
+
 def test_another_initial_adapter_is_refused(flat, monkeypatch):
     made = lora.initial_adapter
 

@@ -104,6 +104,19 @@ def test_tables_that_are_none(table, body, told):
         unpack_record(of_table(table, body))
 
 
+def test_more_arrays_than_there_may_be_are_refused_before_the_table_is_read():
+    record = pack_record(to_record(tensors()))
+    assert len(unpack_record(record, 4)) == 4
+    with pytest.raises(WireError, match="has more than 3 arrays"):
+        unpack_record(record, 3)
+    rows = of_table([[str(number), "", "", [], 0] for number in range(5000)])
+    with pytest.raises(WireError, match="is too long for 4 arrays"):
+        unpack_record(rows, 4)
+    content = RecordDict({"one": record, "two": pack_record(to_record(tensors()))})
+    with pytest.raises(WireError, match="has more than 3 arrays"):
+        unpack(content, 7)
+
+
 def test_values_lie_where_they_can_be_used_without_a_copy():
     """What came packed and is not kept becomes the tensors; what is kept is copied."""
     record = unpack_record(pack_record(to_record(tensors())))

@@ -32,18 +32,21 @@ def whole(run: Path) -> Finding:
 
 
 def _staying(run: Path, links: Sequence[Link]) -> set[int]:
-    """The rounds whose tensors must be there."""
+    """The rounds whose tensors must be there; where not all are kept, those that the last one leans on."""
     config = run / "config.toml"
     rounds = read_toml(config).get("run.keep-rounds", 0) if config.is_file() else 0
     states = {link.round: link.state for link in links}
-    return kept(states, rounds) if isinstance(rounds, int) and rounds else set(states)
+    return kept(states, 1) if rounds else set(states)
 
 
 def _changed(link: Link, stay: set[int]) -> Iterator[str]:
     for name, expected in sorted(link.state["sha256"].items()):
-        path, said = link.folder / name, f"{link.folder.name}/{name}"
-        if not path.is_file():
+        said = f"{link.folder.name}/{name}"
+        try:
+            found = hash_of(link.folder / name)
+        except FileNotFoundError:
             if not name.startswith(_REMOVED) and (link.round in stay or name not in _TENSORS):
                 yield f"{said} is missing"
-        elif hash_of(path) != expected:
-            yield f"{said} was changed"
+        else:
+            if found != expected:
+                yield f"{said} was changed"
