@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedmerge.adapters import Adapter
@@ -36,7 +37,7 @@ from fedmerge.server_app.scoring import Scores, Scoring
 from fedmerge.silo.private import check_parts, shared_part
 from fedmerge.silo.seeding import use_deterministic_algorithms
 from fedmerge.wire.protocol import Instruction
-from fedmerge.wire.records import to_record
+from fedmerge.wire.records import shared_record
 
 EVERYTHING = Scoring()
 
@@ -109,6 +110,7 @@ class _Run:
     observer: Observer
     silos: Muster
     initial: Adapter
+    record: ArrayRecord
     instruction: Instruction
     scorer: Scorer | None
     scoring: Scoring
@@ -161,7 +163,9 @@ def _prepare(config: Config, grid: Grid, folder: RunFolder, observer: Observer, 
         run=name,
         asked=len(silos.roster.names) if name else 0,
     )
-    return _Run(config, grid, folder, watchers, silos, initial, instruction, scorer, scoring, saved)
+    record, views = shared_record(dict(initial.tensors))  # one copy of the values
+    initial = dataclasses.replace(initial, tensors=views)
+    return _Run(config, grid, folder, watchers, silos, initial, record, instruction, scorer, scoring, saved)
 
 
 def _capped(run: _Run, identity: Identity) -> _Run:
@@ -182,7 +186,8 @@ def _rounds_and_scores(run: _Run, strategy: MergeStrategy, clock: Clock) -> dict
         if run.saved is not None:
             go_on(strategy, run.grid, run.saved, rounds, deadline)
         else:
-            strategy.start(run.grid, to_record(run.shared.tensors), rounds, timeout=deadline)
+            shared = ArrayRecord({name: run.record[name] for name in run.shared.tensors})
+            strategy.start(run.grid, shared, rounds, timeout=deadline)
     errands = Errands(run.grid, strategy.asker.last_call(run.grid, strategy.absences.known))
     with clock.phase("scoring"):
         run.observer.phase("training the baselines and scoring" if run.baselines.names else "scoring")
