@@ -12,6 +12,7 @@ from flwr.supercore.run import Run
 
 from fedmerge.engine.executors import Executor
 from fedmerge.engine.identity import empty_run, stamp
+from fedmerge.engine.processes import raise_if_interrupted
 from fedmerge.wire.lifetime import seconds_left
 
 # How long one pull waits for a reply. A grid that returned at once would be polled, and sleep costs a round
@@ -85,6 +86,7 @@ class LocalGrid(Grid):
         if not any(message_id in self._replies for message_id in message_ids):
             # Whoever pulls id after id shall first get to the replies that are there.
             wait_seconds = 0.0 if self._latest & self._replies.keys() else wait_seconds
+            raise_if_interrupted()
             for reply in self._executor.collect(wait_seconds):
                 self._replies[reply.metadata.reply_to_message_id] = reply
             self._forget()

@@ -21,6 +21,7 @@ from fedmerge.config import Config
 from fedmerge.engine.executors import Executor, Forked, InProcess, can_fork
 from fedmerge.engine.grid import LocalGrid
 from fedmerge.engine.identity import server_identity
+from fedmerge.engine.processes import lasting_interrupts
 from fedmerge.server.observer import Observer
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
@@ -47,7 +48,7 @@ def run_local(config: Config, observer: Observer | None = None) -> Path:
     Raises:
         FedMergeError: what `fedmerge.server_app.conduct.conduct` raises, and an unusable `run.trackers`.
     """
-    with tracked(config, observer) as watcher:
+    with lasting_interrupts(), tracked(config, observer) as watcher:
         watcher.phase("loading base and data")
         with serving(config) as executor:
             conduct(config, grid_over(executor), watcher)

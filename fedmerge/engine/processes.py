@@ -72,5 +72,43 @@ def terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def lasting_interrupts() -> Iterator[None]:
+    """Inside, Ctrl-C is remembered: `raise_if_interrupted` raises it where something has swallowed it.
+
+    Python drops an exception that comes up in a destructor, a weak reference's callback or a library's own
+    `except`: a run whose workers compute for hours would not hear of it again.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _Heard.interrupt = False
+
+
+def raise_if_interrupted() -> None:
+    """Raise an interrupt that was heard inside `lasting_interrupts`, each time until that has ended.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    if _Heard.interrupt:
+        raise KeyboardInterrupt
+
+
+class _Heard:
+    interrupt = False
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    _Heard.interrupt = True
+    raise KeyboardInterrupt
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt

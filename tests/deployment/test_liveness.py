@@ -43,7 +43,7 @@ def whole(live: Live) -> Path:
     """The folder of a run that a straggler (round 2) and a crash (round 3) hit; rounds 1 and 4 are whole."""
     run = live.submit(**settings(4, quorum=0.6, name="faults"))
     folder = live.folder(run)
-    with stopped(live, B, seen(live, folder, "round_started", 2)):
+    with slowed(live, B, seen(live, folder, "round_started", 2)):
         seen(live, folder, "round_closed", 2)
     working(live, C, seen(live, folder, "round_started", 3)).kill()
     assert ended(live, run) == "finished:completed", live.tails()
@@ -58,7 +58,7 @@ def settings(rounds: int, quorum: float, name: str, **keys: object) -> dict:
         "strategy.quorum": quorum,
         "strategy.gate": "off()",
         "strategy.deadline-seconds": patience(),
-        "train.steps": 2,
+        "train.steps": 40,  # long enough to be found at work
         **keys,
     }
 
@@ -126,16 +126,27 @@ def working(live: Live, silo: str, since: float) -> psutil.Process:
 
 
 @contextmanager
-def stopped(live: Live, silo: str, since: float) -> Iterator[None]:
-    """Inside, whatever trains for a silo stands still; its SuperNode goes on to say that it is there."""
-    client = client_of(live, silo, since)
-    os.kill(live.pid(f"superexec/{silo}"), signal.SIGSTOP)
-    client.suspend()
+def slowed(live: Live, silo: str, since: float) -> Iterator[None]:
+    """Inside, whatever trains for a silo gets a hundredth of its time: it is alive, and far too slow."""
+    client, over = working(live, silo, since), threading.Event()
+
+    def brake() -> None:
+        with suppress(psutil.Error):
+            while not over.is_set():
+                client.suspend()
+                over.wait(3.0)
+                client.resume()
+                time.sleep(0.03)
+
+    thread = threading.Thread(target=brake)
+    thread.start()
     try:
         yield
     finally:
-        os.kill(live.pid(f"superexec/{silo}"), signal.SIGCONT)
-        client.resume()
+        over.set()
+        thread.join()
+        with suppress(psutil.Error):
+            client.resume()
 
 
 def node_is_back(live: Live, silo: str, first_seconds: float) -> threading.Thread:
@@ -163,8 +174,9 @@ def node_is_back(live: Live, silo: str, first_seconds: float) -> threading.Threa
 def test_a_straggler_costs_one_round(whole: Path) -> None:
     first, second, third, *_ = reports(whole)
     assert first["missing"] == [] and sorted(first["admitted"]) == [A, B, C]
-    assert second["missing"] == [B] and sorted(second["admitted"]) == [A, C]
-    assert second["missing_since"][B]["why"] == "no whole reply in time"
+    assert sorted(second["admitted"]) == [A, C]
+    refused = {each["silo"] for each in second["refused"]}  # where it could still say that its time was over
+    assert refused == {B} or second["missing_since"][B]["why"] == "no whole reply in time"
     assert B in third["admitted"]
 
 
