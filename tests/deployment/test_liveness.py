@@ -41,9 +41,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 @pytest.fixture(scope="module")
 def whole(live: Live) -> Path:
     """The folder of a run that a straggler (round 2) and a crash (round 3) hit; rounds 1 and 4 are whole."""
-    run = live.submit(**settings(4, quorum=0.6, name="faults"))
+    deadline = patience()
+    run = live.submit(**settings(4, quorum=0.6, name="faults", **{"strategy.deadline-seconds": deadline}))
     folder = live.folder(run)
-    with slowed(live, B, seen(live, folder, "round_started", 2)):
+    with slowed(live, B, seen(live, folder, "round_started", 2), deadline):
         seen(live, folder, "round_closed", 2)
     working(live, C, seen(live, folder, "round_started", 3)).kill()
     assert ended(live, run) == "finished:completed", live.tails()
@@ -126,15 +127,20 @@ def working(live: Live, silo: str, since: float) -> psutil.Process:
 
 
 @contextmanager
-def slowed(live: Live, silo: str, since: float) -> Iterator[None]:
-    """Inside, whatever trains for a silo gets a hundredth of its time: it is alive, and far too slow."""
+def slowed(live: Live, silo: str, since: float, deadline: float) -> Iterator[None]:
+    """Inside, whatever trains for a silo gets a hundredth of its time: it is alive, and far too slow.
+
+    Close before the deadline (seconds after `since`) it stands still, so that its last steps, if they
+    were to be that near, cannot come in time.
+    """
     client, over = working(live, silo, since), threading.Event()
+    standstill = since + deadline - 25.0
 
     def brake() -> None:
         with suppress(psutil.Error):
             while not over.is_set():
                 client.suspend()
-                over.wait(3.0)
+                over.wait(3.0 if time.time() < standstill else 27.0)
                 client.resume()
                 time.sleep(0.03)
 
