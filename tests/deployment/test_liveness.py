@@ -155,25 +155,28 @@ def slowed(live: Live, silo: str, since: float, deadline: float) -> Iterator[Non
             client.resume()
 
 
-def node_is_back(live: Live, silo: str, first_seconds: float) -> threading.Thread:
-    """What systemd does for a SuperNode: start it again, RestartSec after each end; the first time sooner."""
+@contextmanager
+def coming_back(live: Live, silo: str, first_seconds: float) -> Iterator[None]:
+    """Inside, a SuperNode is started again as systemd would: RestartSec after each end; at first sooner."""
     text = (live.site(silo) / "systemd" / "fedmerge-supernode.service").read_text()
     restart_seconds = int(re.findall(r"^RestartSec=(\d+)$", text, re.MULTILINE)[0])
+    role, over = f"supernode/{silo}", threading.Event()
 
     def unit() -> None:
-        time.sleep(first_seconds)
-        while True:
-            live.start(f"supernode/{silo}")
-            end = time.monotonic() + 60
-            while live.alive(f"supernode/{silo}") and time.monotonic() < end:
-                time.sleep(0.2)
-            if live.alive(f"supernode/{silo}"):
-                return
-            time.sleep(restart_seconds)
+        seconds = first_seconds
+        while not over.wait(seconds):
+            live.start(role)
+            while live.alive(role) and not over.wait(0.2):
+                pass
+            seconds = restart_seconds
 
-    thread = threading.Thread(target=unit, daemon=True)
+    thread = threading.Thread(target=unit)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.mark.fault(30)
@@ -203,9 +206,8 @@ def test_a_node_that_is_killed_comes_back_and_gives_the_same_bytes(live: Live, w
         killed = time.time()
         live.kill(f"supernode/{C}")
         client.kill()
-        unit = node_is_back(live, C, first_seconds)
-        seen(live, folder, "round_closed", round)
-        unit.join(timeout=120)
+        with coming_back(live, C, first_seconds):
+            seen(live, folder, "round_closed", round)
         report = reports(folder)[-1]
         assert sorted(report["admitted"]) == [A, B, C] and report["missing"] == []
         print(f"round {round}: killed, and closed whole {time.time() - killed:.0f} s later")

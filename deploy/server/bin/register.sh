@@ -8,7 +8,13 @@ if [ $# = 0 ]; then
 fi
 for silo in "$@"; do
   if [ -s "$HERE/nodes/$silo.id" ]; then continue; fi
-  answer=$(flwr supernode register "$HERE/nodes/$silo.pub" {{ federation.name }} --name "$silo" --format json) || true
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    answer=$(flwr supernode register "$HERE/nodes/$silo.pub" {{ federation.name }} --name "$silo" --format json) || true
+    case $answer in
+      *"SuperLink is unavailable"*) sleep 3 ;;  # it may have been started just now
+      *) break ;;
+    esac
+  done
   id=$(printf '%s' "$answer" | sed -n 's/.*"node-id": *"\{0,1\}\([0-9][0-9]*\).*/\1/p')
   if [ -z "$id" ]; then
     echo "$silo was not registered: $answer" >&2

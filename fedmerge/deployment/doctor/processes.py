@@ -47,7 +47,7 @@ def running(commands: tuple[str, ...] = _COMMANDS) -> list[Running]:
             *(Path(word).name for word in words[:6]),
         ]  # "python -m <module> <name>"
         command = next((name for name in names if name in commands), "")
-        if command:
+        if command and words:  # one that has ended, and that nobody has waited for yet, has no words left
             uids = process.info["uids"]
             found.append(
                 Running(process.info["pid"], command, words, uids is not None and uids.effective == 0)

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from fedmerge.deployment.doctor.finding import CLOSED, OPEN, UNKNOWN, Finding, judged
@@ -115,7 +116,7 @@ def flags(path: Path) -> dict[str, str]:
 def flags_of(words: list[str]) -> dict[str, str]:
     """The flags among the words of a command line."""
     found: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in pairwise([*words, "--"]):
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             found[name] = value if equals else "" if following.startswith("--") else following

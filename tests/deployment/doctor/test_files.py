@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import subprocess
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedmerge.deployment.doctor import (
@@ -235,6 +239,30 @@ def test_a_process_of_root_and_a_token_in_ps() -> None:
     told = list(processes.tokens(found))
     assert all(finding.state == NOTE for finding in told)
     assert "secret" not in str(told)
+
+
+def test_a_process_that_has_ended_is_none(tmp_path: Path) -> None:
+    command = tmp_path / "flwr-serverapp"
+    command.write_text("#!/bin/sh\nread line\n")
+    command.chmod(0o755)
+    with subprocess.Popen([command], stdin=subprocess.PIPE) as process:
+        wait_for(lambda: psutil.Process(process.pid).name() == "flwr-serverapp")
+        assert process.pid in [found.number for found in processes.running()]
+        assert process.stdin is not None
+        process.stdin.close()
+        wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+        assert process.pid not in [found.number for found in processes.running()]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_no_words_have_no_flags() -> None:
+    assert units.flags_of([]) == {}
 
 
 def test_flags_of_a_superlink_on_flowers_defaults_and_on_ours() -> None:
