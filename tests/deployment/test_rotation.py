@@ -106,6 +106,21 @@ def test_where_flower_does_not_answer_the_silo_is_out_and_that_is_said(out):
     assert (out / "said").read_text() == "hospital-a\n"
 
 
+def test_a_number_is_kept_until_flower_says_that_it_forgot_the_node(out, tmp_path):
+    """flwr exits with 0 also where no SuperLink answered."""
+    number = out / "server/nodes/hospital-a.id"
+    number.write_text("17\n")
+    place, flwr = out / "server/bin/place.sh", tmp_path / "flwr"
+    place.write_text(f"{place.read_text()}\nPATH={tmp_path}:$PATH\n")
+    flwr.write_text('#!/bin/sh\necho \'{"success": false, "error-message": "SuperLink is unavailable"}\'\n')
+    flwr.chmod(0o755)
+    done = revoke(out, "hospital-a")
+    assert done.unregistered is False and number.read_text() == "17\n"
+    assert any("unregister.sh hospital-a" in step for step in done.following)
+    flwr.write_text('#!/bin/sh\necho unregistered\necho \'{\n  "success": true,\n  "node-id": 17\n}\'\n')
+    assert revoke(out, "hospital-a").unregistered and not number.exists()
+
+
 @pytest.mark.parametrize("party", ["hospital-c", "", "../server"])
 @pytest.mark.parametrize("act", [rotate, revoke])
 def test_an_unknown_party_is_named_and_nothing_changes(out, act, party):

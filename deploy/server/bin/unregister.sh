@@ -7,5 +7,13 @@ if [ ! -s "$HERE/nodes/$silo.id" ]; then
   echo "$silo is not registered: there is no $HERE/nodes/$silo.id" >&2
   exit 1
 fi
-flwr supernode unregister "$(cat "$HERE/nodes/$silo.id")" {{ federation.name }} --format json
-rm "$HERE/nodes/$silo.id"
+# flwr exits with 0 where the SuperLink did not answer: only what it says counts.
+answer=$(flwr supernode unregister "$(cat "$HERE/nodes/$silo.id")" {{ federation.name }} --format json) || true
+printf '%s\n' "$answer"
+case $(printf '%s' "$answer" | tr -d ' \n') in
+  *'"success":true'*) rm "$HERE/nodes/$silo.id" ;;
+  *)
+    echo "$silo was not unregistered, Flower still takes its key: see above, and run this again" >&2
+    exit 1
+    ;;
+esac
