@@ -132,7 +132,7 @@ def write_together(folder: Path, files: Mapping[str, Content]) -> None:
 
 def write_text(path: Path, text: str) -> str:
     """Write text as UTF-8; returns its SHA-256."""
-    return write_bytes(path, text.encode())
+    return write_bytes(path, _encoded(text))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> str:
@@ -142,7 +142,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> str:
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """A file of JSON, indented."""
-    return (to_json(value, indent=2) + "\n").encode()
+    return _encoded(to_json(value, indent=2) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], silo: str = "") -> str:
@@ -190,7 +190,7 @@ def append_line(file: IO[str], line: str, *, durable: bool = True) -> None:
 
     Past Python's buffer, which would keep what the disk refuses, and refuse to be closed.
     """
-    left = memoryview(f"{line}\n".encode())
+    left = memoryview(_encoded(f"{line}\n"))
     while left:
         left = left[os.write(file.fileno(), left) :]
     if durable:
@@ -255,3 +255,8 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; half a character, which it can't hold, as JSON's escape of it: reading that gives it back."""
+    return text.encode(errors="backslashreplace")

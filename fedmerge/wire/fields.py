@@ -11,6 +11,11 @@ from fedmerge.wire.schema import shown
 
 LONGEST_SILO_NAME = 200
 LONGEST_SENTENCE = 2000
+LONGEST_LABEL = 200
+MOST_LABELS = 10_000
+"""Of one silo: each is a row of the head, at the server and at every silo."""
+LONGEST_VERSION = 100
+MOST_VERSIONS = 100
 
 Scalar = TypeVar("Scalar", str, int, float, bool)
 
@@ -68,3 +73,43 @@ def silo_name(name: str) -> str:
             f"expected at most {LONGEST_SILO_NAME} printable ones"
         )
     return name
+
+
+def label_names(value: object) -> tuple[str, ...]:
+    """A silo's labels, if a head may have them as its outputs, and logs and tables as text.
+
+    Raises:
+        WireError: too many; or one that is empty, too long or unprintable, as where the label's column is one
+            of free text.
+
+    Example:
+        >>> label_names(["down", "up"])
+        ('down', 'up')
+    """
+    names = texts(value, "labels")
+    if len(names) > MOST_LABELS:
+        raise WireError(f"message key 'labels' lists {len(names)} labels, expected at most {MOST_LABELS}")
+    for name in names:
+        if not name.strip() or len(name) > LONGEST_LABEL or not name.isprintable():
+            raise WireError(
+                f"message key 'labels': {shown(name)} has {len(name)} characters; expected 1 to "
+                f"{LONGEST_LABEL} printable ones (is data.label the column of the label?)"
+            )
+    return names
+
+
+def versions_of(value: object) -> dict[str, str]:
+    """Versions of packages, by name.
+
+    Raises:
+        WireError: no table of short printable texts.
+    """
+    if not isinstance(value, dict) or len(value) > MOST_VERSIONS:
+        raise WireError(f"message key 'versions' is no JSON table of at most {MOST_VERSIONS} entries")
+    for text in (*value, *value.values()):
+        if not isinstance(text, str) or len(text) > LONGEST_VERSION or not text.isprintable():
+            raise WireError(
+                f"message key 'versions' holds {shown(str(text)[:LONGEST_VERSION])}; "
+                f"expected texts of at most {LONGEST_VERSION} printable characters"
+            )
+    return dict(value)

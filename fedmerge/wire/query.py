@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from fedmerge.errors import WireError
-from fedmerge.wire.fields import read, read_json, silo_name, texts
+from fedmerge.wire.fields import label_names, read, read_json, silo_name, versions_of
 from fedmerge.wire.sender import FEDMERGE, Sender
 
 
@@ -39,7 +39,7 @@ class Card:
             examples=read(value, "examples", int, 0),
             validation=read(value, "validation", int, 0),
             test=read(value, "test", int, 0),
-            labels=None if labels is None else texts(labels, "labels"),
+            labels=None if labels is None else label_names(labels),
         )
 
 
@@ -85,14 +85,14 @@ class QueryReply:
             raise WireError(sender.complaint)
         cards = read_json(read(record, "silos", str, "[]"), "silos")
         versions = read_json(read(record, "versions", str, "{}"), "versions")
-        if not isinstance(cards, list) or not isinstance(versions, dict):
-            raise WireError("message key 'silos' is not a JSON list, or 'versions' not a JSON table")
+        if not isinstance(cards, list):
+            raise WireError("message key 'silos' is not a JSON list")
         return cls(
             silos=tuple(Card.from_json(card) for card in cards),
             shared=read(record, "shared", bool, False),
             fingerprint=sender.fingerprint,
             device=sender.device,
             gpu_seen=sender.gpu_seen,
-            versions={str(name): str(version) for name, version in versions.items()},
+            versions=versions_of(versions),
             statistics=tuple(part for part in read(record, "statistics", str, "").split(",") if part),
         )

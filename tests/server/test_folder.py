@@ -275,3 +275,9 @@ def test_any_run_config_survives_toml(tmp_path_factory, nested):
     path = tmp_path_factory.mktemp("toml") / "config.toml"
     storage.write_text(path, storage.to_toml(flat))
     assert storage.read_toml(path) == flat
+
+
+def test_half_a_character_is_written_and_read_again(tmp_path):
+    path = tmp_path / "told.json"
+    storage.write_json(path, {"label": "\ud800", "ü": "ä"})
+    assert json.loads(path.read_bytes()) == {"label": "\ud800", "ü": "ä"} and "ü" in path.read_text()

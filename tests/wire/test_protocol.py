@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -118,6 +120,13 @@ def test_query_replies_come_back_as_they_were():
         ({"silos": '[{"name": "a", "labels": [3]}]'}, "not a JSON list of strings"),
         ({"failure": "ConfigError", "sentence": "the base is not here"}, "the base is not here"),
         ({"failure": "ConfigError"}, "failed with 'ConfigError'"),
+        ({"silos": '[{"name": "a", "labels": [" "]}]'}, "expected 1 to 200 printable"),
+        ({"silos": '[{"name": "a", "labels": ["\\ud800"]}]'}, "expected 1 to 200 printable"),
+        ({"silos": json.dumps([{"name": "a", "labels": ["x" * 201]}])}, "has 201 characters"),
+        ({"silos": json.dumps([{"name": "a", "labels": [str(i) for i in range(10_001)]}])}, "10001 labels"),
+        ({"versions": "[]"}, "'versions' is no JSON table"),
+        ({"versions": '{"torch": "\\ud800"}'}, r"'versions' holds '\\ud800'"),
+        ({"versions": json.dumps({"torch": "2" * 101})}, "at most 100 printable"),
         ({"silos": '[{"name": "a\\nb"}]'}, r"the silo name 'a\\nb' has 3 characters or an unprintable one"),
     ],
 )
