@@ -119,6 +119,10 @@ class Station:
             raise ConfigError(f"the base here has the fingerprint {found[:16]}, the server's {expected[:16]}")
         if self.config.silo.lora.private and not self.shared and (instruction.stream or not instruction.run):
             raise ConfigError("a deployed silo with lora.private trains in rounds of a run that has a name")
+        if not self.shared and "train" in instruction.splits:
+            raise ConfigError(
+                "a deployed silo gives no scores of its training rows: they tell who was among them"
+            )
         seconds = instruction.deadline_seconds
         return Order(
             silo=instruction.silo or ("" if self.shared else next(iter(self.examples))),
@@ -179,6 +183,8 @@ def describe(here: Station, content: RecordDict, lifetime: Lifetime) -> RecordDi
     """The reply to a query: which silos this node serves, on which base and device."""
     lifetime.left(0.0)
     column = here.config.silo.data.label
+    if here.site is not None and not here.site.policy.may_tell(column):
+        column = ""
     return QueryReply(
         silos=tuple(Card.from_json(card(here.silos[name], column)) for name in sorted(here.silos)),
         shared=here.shared,

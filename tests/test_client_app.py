@@ -225,6 +225,36 @@ def test_a_run_that_the_site_does_not_allow(policy, code, flat, site, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("", True),
+        ('columns = ["text", "topic"]', False),
+        ('columns = ["text", "topic"]\nlabel-columns = ["topic"]', True),
+        ('label-columns = ["text"]', False),
+    ],
+)
+def test_the_site_says_of_which_column_the_server_is_told_the_values(policy, told, flat, site):
+    labelled = flat | {"data.label": "topic"}
+    card = QueryReply.from_content(ask("query", RecordDict(), labelled, site(policy))).silos[0]
+    assert bool(card.labels) is told
+
+
+def test_a_run_that_takes_the_texts_for_labels_gets_none(flat, site):
+    """Each row would be told, whole, before anything is trained."""
+    swapped = flat | {"data.label": "text", "data.text": "topic"}
+    policy = 'columns = ["text", "topic"]\nlabel-columns = ["topic"]'
+    card = QueryReply.from_content(ask("query", RecordDict(), swapped, site(policy))).silos[0]
+    assert card.labels is None
+    assert read_sender(ask("query", RecordDict(), flat | {"data.label": "text"}, site())).failure
+
+
+def test_a_deployed_silo_gives_no_scores_of_its_training_rows(flat, site):
+    wishes = {"splits": ("train",), "rows": 1, "steps": 0}
+    for kind in ("evaluate", "train"):
+        assert read_sender(ask(kind, order(flat, silo="", **wishes), flat, site())).failure == "ConfigError"
+
+
+@pytest.mark.parametrize(
     ("policy", "wishes", "code"),
     [
         ("max-steps = 1", {}, "policy/max-steps"),

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from fedmerge.deployment.names import refuse_unknown
 from fedmerge.errors import ConfigError, nearest
 
-_LISTS = ("bases", "tasks", "columns", "encodings")
+_LISTS = ("bases", "tasks", "columns", "label-columns", "encodings")
 _COUNTS = ("max-rounds", "max-steps", "min-silos")
+KEYS = _LISTS + _COUNTS
 _ENCODINGS = ("exact", "bf16", "fp16")  # wire.encoding's; its own table would import torch
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -26,7 +27,7 @@ def check_policy(policy: object, where: str) -> None:
     """
     if not isinstance(policy, Mapping):
         raise ConfigError(f"{where} policy: expected a table [silos.<name>.policy]")
-    refuse_unknown(policy, _LISTS + _COUNTS, f"{where} policy")
+    refuse_unknown(policy, KEYS, f"{where} policy")
     for key, value in policy.items():
         (_check_list if key in _LISTS else _check_count)(value, f"{where} policy: {key}")
     for base in policy.get("bases", ()):

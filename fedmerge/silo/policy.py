@@ -21,7 +21,9 @@ class Policy:
     Args:
         bases: fingerprints (SHA-256) of the bases that may be trained.
         tasks: values of `task.kind`.
-        columns: those of the rows that may be read; the values of a label column are told to the server.
+        columns: those of the rows that may be read.
+        label_columns: those whose values the server may be told, as a silo's labels. None tells of any column
+            where `columns` is None too, else of none: a run that lists its `data.labels` need not be told.
         encodings: values of `wire.encoding`.
         max_rounds: rounds of a run.
         max_steps: optimizer steps of a round; epochs are converted by the silo's own rows.
@@ -40,14 +42,15 @@ class Policy:
     bases: tuple[str, ...] | None = None
     tasks: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+    label_columns: tuple[str, ...] | None = None
     encodings: tuple[str, ...] | None = None
     max_rounds: int | None = None
     max_steps: int | None = None
     min_silos: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("bases", "tasks", "columns", "encodings"):
-            _check_names(key, getattr(self, key))
+        for key in ("bases", "tasks", "columns", "label_columns", "encodings"):
+            _check_names(key.replace("_", "-"), getattr(self, key))
         for key in ("max_rounds", "max_steps", "min_silos"):
             _check_count(key, getattr(self, key))
         for base in self.bases or ():
@@ -69,6 +72,20 @@ class Policy:
         _check_listed("wire.encoding", encoding, "encodings", self.encodings)
         if self.max_rounds is not None and rounds > self.max_rounds:
             raise _refused(f"run.rounds = {rounds}: policy.max-rounds is {self.max_rounds}", "max-rounds")
+
+    def may_tell(self, column: str) -> bool:
+        """Whether the server may be told the values of a column.
+
+        Which column is the label is the run's to say, and a column of texts tells every row.
+
+        Example:
+            >>> policy = Policy(columns=("text", "intent"), label_columns=("intent",))
+            >>> policy.may_tell("intent"), policy.may_tell("text")
+            (True, False)
+        """
+        if self.label_columns is None:
+            return self.columns is None
+        return column in self.label_columns
 
     def check_base(self, fingerprint: str) -> None:
         """Refuse a base; it need not be loaded.

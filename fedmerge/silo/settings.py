@@ -178,6 +178,12 @@ class DataSettings:
         self._check_columns()
 
     def _check_columns(self) -> None:
+        texts = {"text": self.text, "prompt": self.prompt, "completion": self.completion}
+        for name, column in texts.items():
+            if self.label and self.label == column:
+                raise checks.error(
+                    self, "label", f"another column than data.{name}: labels are told, texts are not"
+                )
         if bool(self.prompt) != bool(self.completion):
             raise checks.error(
                 self, "prompt", f"both it and data.completion ({self.completion!r}), or neither"

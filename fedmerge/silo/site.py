@@ -16,6 +16,7 @@ The SuperNode's node-config names the file: ``--node-config "site='/etc/fedmerge
     bases = ["<fingerprint>"]
     tasks = ["classification"]
     columns = ["text", "label"]
+    label-columns = ["label"]
     encodings = ["exact"]
     max-rounds = 50
     max-steps = 2000
@@ -52,7 +53,7 @@ CODE = "site/file"
 _TEXTS = ("silo", "data", "state", "base", "federation", "signing-key", "server-key", "log")
 _KEYS = (*_TEXTS, "network", "preload", "policy")
 _SIGNED = ("federation", "signing-key", "server-key")
-_LISTS = ("bases", "tasks", "columns", "encodings")
+_LISTS = ("bases", "tasks", "columns", "label-columns", "encodings")
 _COUNTS = ("max-rounds", "max-steps", "min-silos")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 
@@ -265,6 +266,6 @@ def _policy(table: object) -> Policy:
     for key in _LISTS:
         if not isinstance(table.get(key, []), list):
             raise ConfigError(f"policy.{key} = {table[key]!r}: expected a list of texts")
-    limits: dict[str, Any] = {key: tuple(table[key]) for key in _LISTS if key in table}
+    limits: dict[str, Any] = {key.replace("-", "_"): tuple(table[key]) for key in _LISTS if key in table}
     limits |= {key.replace("-", "_"): table[key] for key in _COUNTS if key in table}
     return Policy(**limits)

@@ -10,11 +10,11 @@ from typing import Any
 
 from fedmerge.deployment.doctor.finding import CLOSED, NOTE, OPEN, Finding, judged
 from fedmerge.deployment.installed_only import COMMANDS, REFUSED_COMMANDS
+from fedmerge.deployment.site_policy import KEYS
 from fedmerge.errors import ConfigError
 from fedmerge.wire.signatures import load_key, load_public, public_text
 
 SERVER_VARIABLE = "FEDMERGE_SERVER"
-_POLICY = ("bases", "tasks", "columns", "encodings", "max-rounds", "max-steps", "min-silos")
 
 
 def server(folder: Path) -> Iterator[Finding]:
@@ -75,10 +75,17 @@ def site(folder: Path) -> Iterator[Finding]:
     yield _server_key(path, str(own.get("server-key", "")))
     policy = own.get("policy")
     given = policy if isinstance(policy, dict) else {}
-    free = [name for name in _POLICY if not given.get(name)]
+    implied = {"label-columns"} if given.get("columns") else set()  # then none is told
+    free = [name for name in KEYS if not given.get(name) and name not in implied]
     told = f"no limit on {', '.join(free)}" if free else "every limit is set"
     yield Finding("site policy", NOTE if free else CLOSED, str(path), told)
-    yield judged("site log", not own.get("log"), str(path), str(own.get("log", "none")), 'log = "left.jsonl"')
+    yield judged(
+        "site log",
+        not own.get("log"),
+        str(path),
+        str(own.get("log", "none")),
+        'log = "/var/log/fedmerge/left.jsonl"',
+    )
 
 
 def told_of_site(folder: Path) -> Finding:
