@@ -136,7 +136,11 @@ def _unreachable(door: str, asked: str, error: Unreachable) -> Finding:
 
 def shut(place: Place) -> Finding:
     """Whether a port at which a SuperLink may listen is closed to this machine: silence is right there."""
-    finding = control(place, f"port {place.port}, past the proxy")
-    if finding.state == UNKNOWN:
-        return replace(finding, state=CLOSED, close="")
-    return finding
+    seen_from = f"port {place.port}, past the proxy"
+    try:
+        ask(place, CONTROL)
+    except Unreachable as error:
+        return Finding(f"control API from {seen_from}", CLOSED, f"GET {place}{CONTROL}", str(error))
+    except HungUp:
+        pass  # said by what follows
+    return control(place, seen_from)

@@ -131,7 +131,7 @@ def _past_the_proxy(place: Place) -> Iterator[Finding]:
         return
     for port in FLOWERS_PORTS:
         if port != place.port:
-            yield apis.shut(Place(place.host, port, place.ca))
+            yield apis.shut(examination.as_spoken(Place(place.host, port, place.ca)))
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedmerge.deployment.doctor.finding import UNKNOWN, Finding, judged
-from fedmerge.deployment.doctor.scripts import behind, listens, passed
+from fedmerge.deployment.doctor.scripts import behind, listens, passed, served
 
 _ALLOWED = "/v1/fleet/"
+_ASKS = re.compile(r"^\s*ssl_verify_client\s+on\s*;", re.MULTILINE)
 
 
 def of_server(folder: Path) -> Iterator[Finding]:
@@ -18,12 +19,13 @@ def of_server(folder: Path) -> Iterator[Finding]:
     if text is None:
         yield Finding("proxy", UNKNOWN, str(folder / "nginx.conf"), "none lies here")
         return
-    asks = bool(re.search(r"^\s*ssl_verify_client\s+on\s*;", text, re.MULTILINE))
+    blocks = served(text)
+    asks = bool(blocks) and all(_ASKS.search(block) for block in blocks)
     told = "asked for" if asks else "not asked for"
     close = "ssl_verify_client on; ssl_client_certificate ca.crt;"
     yield judged("proxy's client certificates", not asks, "nginx.conf", told, close)
     locations = passed(text)
-    wide = [name for name in locations if not name.split()[-1].lstrip("^").startswith(_ALLOWED)]
+    wide = [name for name in locations if _is_wide(name)]
     told = ", ".join(locations) or "nothing"
     close = f"pass {_ALLOWED} on, and nothing else"
     yield judged("paths that the proxy passes on", bool(wide), "nginx.conf", told, close)
@@ -36,13 +38,33 @@ def of_site(folder: Path) -> Iterator[Finding]:
         yield Finding("proxy", UNKNOWN, str(folder / "nginx.conf"), "none lies here")
         return
     outside = [each for each in listens(text) if not each.startswith(("127.", "[::1]", "localhost", "unix:"))]
-    told = f"it listens on {', '.join(listens(text))}"
-    close = "listen 127.0.0.1:PORT: whoever reaches it shows this site's certificate"
-    yield judged("site's proxy from outside", bool(outside), "nginx.conf", told, close)
+    if not listens(text):
+        yield Finding("site's proxy from outside", UNKNOWN, "nginx.conf", "it does not say where it listens")
+    else:
+        told = f"it listens on {', '.join(listens(text))}"
+        close = "listen 127.0.0.1:PORT: whoever reaches it shows this site's certificate"
+        yield judged("site's proxy from outside", bool(outside), "nginx.conf", told, close)
     checked = bool(re.search(r"^\s*proxy_ssl_verify\s+on\s*;", text, re.MULTILINE))
     told = "checked against the CA" if checked else "not checked: anybody could be the server"
     close = "proxy_ssl_verify on; proxy_ssl_trusted_certificate ca.crt;"
     yield judged("server's certificate at the site's proxy", not checked, "nginx.conf", told, close)
+
+
+def _is_wide(location: str) -> bool:
+    """Whether a location matches more than paths of the Fleet API.
+
+    Example:
+        >>> _is_wide("~ ^/v1/fleet/(pull-object|push-object)$"), _is_wide("~ ^/v1/fleet/|^/v1/control/")
+        (False, True)
+        >>> _is_wide("~ /v1/fleet/"), _is_wide("/v1/fleet/")
+        (True, False)
+    """
+    pattern = location.rsplit(maxsplit=1)[-1]
+    is_regex = location.startswith("~")
+    if is_regex and not pattern.startswith("^"):
+        return True
+    beyond = re.sub(r"\([^()]*\)", "", pattern)  # alternatives in parentheses come after the beginning
+    return not pattern.lstrip("^").startswith(_ALLOWED) or (is_regex and "|" in beyond)
 
 
 def own_addresses(folder: Path) -> list[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from fedmerge.deployment.doctor.units import flags
 
 _SET = re.compile(r"^(\w+)=(\S*)$", re.MULTILINE)
-_LISTEN = re.compile(r"^\s*listen\s+(\S+?)\s*(?:ssl)?\s*;", re.MULTILINE)
+_LISTEN = re.compile(r"^\s*listen\s+([^\s;]+)[^;]*;", re.MULTILINE)
 _BEHIND = re.compile(r"^\s*server\s+([^\s;{]+:\d+)\s*;", re.MULTILINE)
+_SERVER = re.compile(r"^\s*server\s*\{", re.MULTILINE)
 _LOCATION = re.compile(r"^\s*location\s+([^{]+?)\s*\{", re.MULTILINE)
 
 
@@ -49,7 +50,7 @@ def listens(nginx: str) -> list[str]:
     r"""Where a proxy listens, as its configuration says it.
 
     Example:
-        >>> listens("  listen 127.0.0.1:8444;\n  listen 8443 ssl;")
+        >>> listens("  listen 127.0.0.1:8444;\n  listen 8443 ssl reuseport;")
         ['127.0.0.1:8444', '8443']
     """
     return _LISTEN.findall(nginx)
@@ -63,6 +64,16 @@ def behind(nginx: str) -> list[str]:
         ['fed.example.org:8443']
     """
     return _BEHIND.findall(nginx)
+
+
+def served(nginx: str) -> list[str]:
+    r"""The texts of a proxy's `server` blocks.
+
+    Example:
+        >>> served("server {\n listen 1;\n }\nserver { listen 2; }")
+        ['\n listen 1;\n ', ' listen 2; ']
+    """
+    return [_block(nginx[match.end() :]) for match in _SERVER.finditer(nginx)]
 
 
 def passed(nginx: str) -> list[str]:

@@ -7,15 +7,19 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 
 from fedmerge.deployment.doctor import (
+    apis,
     chain,
     clocks,
     disk,
+    examination,
     modes,
     processes,
     proxies,
@@ -23,6 +27,7 @@ from fedmerge.deployment.doctor import (
     units,
     versions,
 )
+from fedmerge.deployment.doctor.asking import Place
 from fedmerge.deployment.doctor.finding import CLOSED, NOTE, OPEN, UNKNOWN
 from fedmerge.server.chain import sealed
 
@@ -123,14 +128,48 @@ http {
         ("", "", 0),
         ("ssl_verify_client on;", "", 1),
         ("ssl_verify_client on;", "ssl_verify_client optional;", 1),
+        ("ssl;", "ssl reuseport;", 0),
+        ("  server {", "  server { listen 8444 ssl; }\n  server {", 1),
         ("^/v1/fleet/", "^/v1/", 1),
+        ("^/v1/fleet/(get-run|get-fab)$", "^/v1/fleet/|^/v1/control/", 1),
+        ("^/v1/fleet/(get-run|get-fab)$", "/v1/fleet/", 1),
         ("return 403;", "proxy_pass https://127.0.0.1:8000;", 1),
     ],
 )
 def test_the_servers_proxy(tmp_path: Path, old: str, new: str, opened: int) -> None:
     (tmp_path / "nginx.conf").write_text(NGINX.replace(old, new, 1))
     assert [finding.state for finding in proxies.of_server(tmp_path)].count(OPEN) == opened
-    assert proxies.own_addresses(tmp_path) == ["127.0.0.1:8443"]
+    assert "127.0.0.1:8443" in proxies.own_addresses(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("listen", "state"),
+    [
+        ("listen 127.0.0.1:8444 ssl;", CLOSED),
+        ("listen 0.0.0.0:8444 ssl reuseport;", OPEN),
+        ("listen 8444 default_server ssl http2;", OPEN),
+        ("", UNKNOWN),
+    ],
+)
+def test_where_a_sites_proxy_listens(tmp_path: Path, listen: str, state: str) -> None:
+    (tmp_path / "nginx.conf").write_text(f"server {{\n  {listen}\n  proxy_ssl_verify on;\n}}\n")
+    assert next(proxies.of_site(tmp_path)).state == state
+
+
+def test_a_plain_superlink_past_the_proxy_is_open_and_silence_is_closed() -> None:
+    class Post(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(405)
+
+        def log_message(self, *_: object) -> None:
+            """Silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Post) as server:
+        place = Place("127.0.0.1", server.server_port)
+        Thread(target=server.serve_forever, daemon=True).start()
+        assert apis.shut(examination.as_spoken(place)).state == OPEN
+        server.shutdown()
+    assert apis.shut(examination.as_spoken(place)).state == CLOSED
 
 
 def test_room_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
