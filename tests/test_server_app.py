@@ -1,5 +1,7 @@
 import hashlib
 import json
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +13,16 @@ from fedmerge.engine.executors import InProcess
 from fedmerge.engine.grid import LocalGrid
 from fedmerge.engine.identity import server_identity
 from fedmerge.errors import ConfigError, RoundFailed
+from fedmerge.server.membership import Membership, judge
+from fedmerge.server.roster import Roster
 from fedmerge.server.streaming import StreamingGrid
 from fedmerge.server_app.conduct import conduct
+from fedmerge.server_app.muster import Muster
+from fedmerge.server_app.outcome import environment
+from fedmerge.server_app.resumption import same_run
 from fedmerge.server_app.scoring import Scores
 from fedmerge.wire.files import load_adapter
-from fedmerge.wire.protocol import FEDMERGE, METRICS, read_instruction
+from fedmerge.wire.protocol import FEDMERGE, METRICS, Card, QueryReply, read_instruction
 
 
 class Silos:
@@ -455,3 +462,23 @@ def test_a_silo_that_nobody_named_is_left_out(tiny_flat, hospitals):
     silos = Silos(tiny_flat(run__rounds=1, data__silos="hospital-a"), nodes=hospitals)
     assert silos.run()["silos"] == ["hospital-a"]
     assert {node for _, node, _ in silos.orders} == {7}
+
+
+def test_a_run_that_is_resumed_before_all_silos_are_back_keeps_the_labels_it_began_with(tiny_flat):
+    """Of silos that come later: their labels were agreed on, whoever has answered by now."""
+    a, b, c = (Card(name, 5, labels=(label,)) for name, label in zip("abc", "xyz", strict=True))
+    config = read_config(tiny_flat())
+    roster = Roster((a, b, Card("c", 0)), {"a": 1, "b": 2}, False, "f")
+    terms = Membership(frozenset("abc"), "f", labels=("x", "y"))
+    now = Muster(roster, "f", ("x", "y"), {"1": {"device": "cpu"}}, terms)
+    cards = [asdict(card) for card in (a, b, c)]
+    began = {
+        "silos": cards,
+        "shared": False,
+        "labels": ["x", "y", "z"],
+        "environment": environment(config, now),
+    }
+    silos = same_run(SimpleNamespace(begun=json.loads(json.dumps(began))), config, now)
+    assert silos.labels == silos.membership.labels == ("x", "y", "z")
+    found = judge({3: QueryReply((c,), fingerprint="f")}, silos.membership)
+    assert found.homes == {"c": 3} and not found.misfits

@@ -94,7 +94,10 @@ def same_run(saved: Saved, config: Config, silos: Muster) -> Muster:
     _check_environment(began, now, shared=silos.roster.shared)
     _check_silos(saved, silos)
     roster = dataclasses.replace(silos.roster, cards=_cards(saved))
-    return dataclasses.replace(silos, roster=roster, labels=tuple(saved.begun["labels"]))
+    labels, membership = tuple(saved.begun["labels"]), silos.membership
+    if membership.labels is not None:  # those of all, not of whoever has answered by now
+        membership = dataclasses.replace(membership, labels=labels)
+    return dataclasses.replace(silos, roster=roster, labels=labels, membership=membership)
 
 
 def same_start(saved: Saved, initial: Adapter) -> None:

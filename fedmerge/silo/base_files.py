@@ -44,7 +44,8 @@ def check_fingerprint(settings: BaseSettings, notes: Path | None = None) -> str:
     if settings.fingerprint not in {"", found}:
         raise ConfigError(
             f"base.fingerprint = {settings.fingerprint!r}, but base {settings.model!r} has {found!r}: "
-            "other weights, or another tokenizer"
+            "other weights, or another tokenizer",
+            code="base/fingerprint",
         )
     return found
 

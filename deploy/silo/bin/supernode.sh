@@ -7,4 +7,4 @@ exec flower-supernode --superlink "${FEDMERGE_LINK:-127.0.0.1:{{ silo.proxy_port
   --isolation process --superexec-auth-secret-file "$HERE/superexec.secret" \
   --host 127.0.0.1 --port {{ silo.runtime_port }} \
   --ssl-ca-certfile "$HERE/ca.crt" --ssl-certfile "$HERE/runtime.pem" --ssl-keyfile "$HERE/runtime.key" \
-  --node-config "silo='{{ silo.name }}' data='{{ silo.data }}' state='$STATE' site='$HERE/site.toml'"
+  --node-config "site='$HERE/site.toml'"
