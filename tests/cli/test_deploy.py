@@ -78,7 +78,8 @@ def test_init_does_not_write_over_anything(fedmerge, file, out):
 
 def test_where_flower_does_not_answer_revoke_fails_and_the_silo_is_out_nevertheless(fedmerge, out):
     (out / "server/nodes/hospital-a.id").write_text("17\n")
-    (out / "server/bin/unregister.sh").write_text("#!/bin/sh\nexit 1\n")
+    for command in ("unregister.sh", "proxy.sh"):
+        (out / "server/bin" / command).write_text("#!/bin/sh\nexit 1\n")
     done = fedmerge("deploy", "revoke", out, "hospital-a")
     assert done.exit_code == 1 and "its node is still known" in done.stdout
     assert "revoked = true" in (out / "server/roster.toml").read_text()

@@ -42,5 +42,8 @@ def founded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(founded: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may change."""
-    return Path(shutil.copytree(founded, tmp_path / "out"))
+    """A copy of it that a test may change, and whose commands may be run: they write below `tmp_path`."""
+    out = Path(shutil.copytree(founded, tmp_path / "out"))
+    for place in out.rglob("bin/place.sh"):
+        place.write_text(place.read_text().replace("STATE=/var/lib/", f"STATE={tmp_path}/lib/"))
+    return out

@@ -27,6 +27,8 @@ NSPAWN = shutil.which("systemd-nspawn")
 PROJECT = Path(__file__).parents[2]
 DONE = ("python3 -m venv", "apt-get")
 """Lines of a README that are done here already: this environment and this machine's nginx are taken."""
+OWN = ("etc/fedmerge", "var/lib/fedmerge", "var/log/fedmerge")
+"""Where a party's files lie."""
 
 
 def missing() -> str:
@@ -136,6 +138,8 @@ def machine(home: Path, name: str) -> Iterator[Machine]:
     try:
         for folder in (Path(sys.base_prefix), Path(sys.prefix), PROJECT):
             _open_way(root, folder)
+        for folder in OWN:  # a party of this very machine is not one of that machine
+            shutil.rmtree(root / folder, ignore_errors=True)
         with log.open("wb") as handle:
             process = subprocess.Popen(
                 [str(NSPAWN), "--directory", str(root), "--machine", name, "--boot", "--keep-unit",
